@@ -1,0 +1,1 @@
+"""Which architecture? Spaces, supernets and gradient search; knows no device and no HTTP."""

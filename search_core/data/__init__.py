@@ -1,0 +1,1 @@
+"""Image data sets and the batches drawn from them."""

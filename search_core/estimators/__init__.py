@@ -1,0 +1,1 @@
+"""Estimators of the architecture gradient; one contract, one file a method."""

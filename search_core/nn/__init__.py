@@ -1,0 +1,1 @@
+"""Torch modules: candidate operations, the single-path supernet and the derived network."""

@@ -1,0 +1,1 @@
+"""Search spaces and architectures as plain frozen values; imports no torch."""

@@ -1,0 +1,29 @@
+"""The search spaces known by name."""
+
+from collections.abc import Callable
+from functools import cache
+
+from search_core.errors import UnknownSpaceError
+from search_core.space.micro import micro
+from search_core.space.space import SearchSpace
+
+_BUILDERS: dict[str, Callable[[], SearchSpace]] = {"micro": micro}
+
+
+def space_names() -> tuple[str, ...]:
+    """Every known name, sorted."""
+    return tuple(sorted(_BUILDERS))
+
+
+@cache
+def get_space(name: str) -> SearchSpace:
+    """The space of that name.
+
+    Raises:
+        UnknownSpaceError: listing the known names.
+    """
+    if name not in _BUILDERS:
+        raise UnknownSpaceError(
+            f"no search space is called {name!r}; known: {', '.join(space_names())}"
+        )
+    return _BUILDERS[name]()
