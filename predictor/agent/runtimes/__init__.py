@@ -1,0 +1,1 @@
+"""The runtimes an agent can measure; imported only when used."""

@@ -1,0 +1,1 @@
+"""Estimators behind the latency models; scikit-learn's contract, one file each."""

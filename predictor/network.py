@@ -1,0 +1,70 @@
+"""A fitted latency model of one space on one target: plain numbers, JSON both ways."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from predictor.errors import ModelDocumentError
+from search_core.space.space import Architecture
+
+FORMAT = "tailor-latency-model/1"
+
+
+@dataclass(frozen=True)
+class NetworkLatencyModel:
+    """``latency_ms = offset_ms + sum over slots of table_ms[slot][choice]``.
+
+    Attributes:
+        space_digest: of the space whose architectures it prices.
+        offset_ms: call overhead and everything that no slot decides.
+        table_ms: one row a slot, one entry a candidate.
+        margin: relative amount by which a measurement may exceed its prediction, from
+            leave-one-out residuals; searches decode against the budget less this.
+    """
+
+    space_digest: str
+    offset_ms: float
+    table_ms: tuple[tuple[float, ...], ...]
+    margin: float
+
+    def predict_ms(self, architecture: Architecture) -> float:
+        """Predicted median latency of `architecture`.
+
+        Raises:
+            ModelDocumentError: the architecture belongs to another space.
+        """
+        if architecture.space_digest != self.space_digest:
+            raise ModelDocumentError("the latency model was fitted for another space")
+        rows = zip(self.table_ms, architecture.choices, strict=True)
+        return self.offset_ms + sum(row[choice] for row, choice in rows)
+
+    @property
+    def band_ms(self) -> tuple[float, float]:
+        """Predicted latency of the fastest and of the slowest architecture of the space."""
+        fastest = self.offset_ms + sum(min(row) for row in self.table_ms)
+        slowest = self.offset_ms + sum(max(row) for row in self.table_ms)
+        return fastest, slowest
+
+    def to_document(self) -> dict[str, Any]:
+        """A JSON-able document; `from_document` reads it back."""
+        return {"format": FORMAT, "unit": "ms", **asdict(self)}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> "NetworkLatencyModel":
+        """The model that `to_document` wrote.
+
+        Raises:
+            ModelDocumentError: the document is damaged or of an unknown format.
+        """
+        if document.get("format") != FORMAT:
+            raise ModelDocumentError(
+                f"latency model format {document.get('format')!r} is unknown; expected {FORMAT}"
+            )
+        try:
+            return cls(
+                space_digest=str(document["space_digest"]),
+                offset_ms=float(document["offset_ms"]),
+                table_ms=tuple(tuple(float(ms) for ms in row) for row in document["table_ms"]),
+                margin=float(document["margin"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelDocumentError(f"damaged latency model: {error!r}") from error
