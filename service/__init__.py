@@ -1,0 +1,1 @@
+"""API, worker, store, client and command line; search and prediction meet here."""

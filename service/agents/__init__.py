@@ -1,0 +1,1 @@
+"""Agents: processes that measure on a device."""

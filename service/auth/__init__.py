@@ -1,0 +1,1 @@
+"""API keys, agent tokens and who may do what."""

@@ -1,0 +1,5 @@
+"""``python -m service.cli`` is `tailor`."""
+
+from service.cli.main import main
+
+main()

@@ -1,0 +1,66 @@
+"""Options every command that talks to the API shares, and how it prints."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from service.client.client import Client
+from service.settings import Settings
+
+Url = Annotated[str, typer.Option(envvar="TAILOR_URL", help="Where the API answers.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="TAILOR_API_KEY", help="tlr_...", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_stdout = Console()
+
+
+def connect(url: str, key: str | None) -> Client:
+    """A client; without a key, the one the demo left in `TAILOR_HOME` is used."""
+    return Client(url, key or saved_key(Settings().home))
+
+
+def key_path(home: Path) -> Path:
+    """Where the demo keeps the key that the API's first start showed."""
+    return home / "api-key"
+
+
+def saved_key(home: Path) -> str | None:
+    """The key the demo kept, if it did."""
+    path = key_path(home)
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+
+def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
+    """Print `value` as JSON on standard output, and nothing else."""
+    if isinstance(value, BaseModel):
+        document: Any = value.model_dump(mode="json")
+    elif isinstance(value, dict):
+        document = value
+    else:
+        document = [item.model_dump(mode="json") for item in value]
+    print(json.dumps(document, indent=2))  # noqa: T201
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as a table; `-` where there is nothing."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    _stdout.print(table)
+
+
+def ms(value: float | None) -> str:
+    """A latency for people, with its unit."""
+    return "-" if value is None else f"{value:.4g} ms"

@@ -1,0 +1,46 @@
+"""`tailor`: the command line. Every command talks HTTP, except those that are a process."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from service.cli import agent, demo, keys, processes, search, targets
+from service.client.errors import ApiError, ApiUnreachableError
+from service.version import VERSION
+
+EXIT_USAGE = 2
+EXIT_INFEASIBLE = 3
+
+app = typer.Typer(
+    help="Give a device and a latency budget; get a network measured on it to be under it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(search.app, name="search")
+app.add_typer(targets.app, name="targets")
+app.add_typer(agent.app, name="agent")
+app.add_typer(keys.app, name="keys")
+app.command("measure")(targets.measure)
+app.command("spaces")(targets.spaces)
+app.command("api")(processes.api)
+app.command("worker")(processes.worker)
+app.command("demo")(demo.demo)
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version."""
+    Console().print(VERSION)
+
+
+def main() -> None:
+    """Run a command; an API problem becomes one readable line and an exit status."""
+    try:
+        app()
+    except ApiError as error:
+        Console(stderr=True).print(f"[red]error[/red] {error.code}: {error}", soft_wrap=True)
+        sys.exit(EXIT_INFEASIBLE if error.code == "budget_unreachable" else EXIT_USAGE)
+    except ApiUnreachableError as error:
+        Console(stderr=True).print(f"[red]error[/red] {error}", soft_wrap=True)
+        sys.exit(EXIT_USAGE)

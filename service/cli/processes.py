@@ -1,0 +1,53 @@
+"""`tailor api` and `tailor worker`: the processes of an installation."""
+
+import signal
+import socket
+from typing import Annotated
+
+import typer
+
+from service.settings import Settings
+
+
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+) -> None:
+    """Serve the API. The first start on an empty store prints the first admin key, once."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.telemetry import configure_logging
+
+    settings = Settings()
+    configure_logging(settings.log_level)
+    listener = socket.create_server(
+        (host or settings.host, settings.port if port is None else port), reuse_port=False
+    )
+    address, bound_port = listener.getsockname()[:2]
+    print(f"TAILOR_URL=http://{address}:{bound_port}", flush=True)  # noqa: T201
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def worker() -> None:
+    """Run searches and fits until stopped; SIGTERM hands back what is running."""
+    from service.db.database import Database
+    from service.jobs.launchers.subprocess import SubprocessLauncher
+    from service.telemetry import configure_logging
+    from service.worker import Worker
+
+    settings = Settings()
+    configure_logging(settings.log_level)
+    process = Worker(
+        settings, Database(settings.resolved_database_url), SubprocessLauncher(settings)
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: process.stop())
+    process.run()

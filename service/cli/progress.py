@@ -1,0 +1,139 @@
+"""What people see while a search runs and when it has ended."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.client.client import Client
+from service.searches.schemas import NetworkResult, SearchRead
+
+_PHASES = {
+    "awaiting_measurements": "waiting for measurements",
+    "waiting_for_worker": "waiting for a worker",
+    "searching": "searching (weights and architecture at once)",
+    "deriving": "deciding under the budget",
+    "training": "training the child on",
+    "verifying": "measuring the very file",
+    "comparing": "training a random network beside it",
+}
+
+
+class PhaseLines:
+    """One live line a phase: what it is, how far, its latest number, its time."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<46}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[note]:<36}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._current: TaskID | None = None
+        self._progress.start()
+
+    def begin(self, description: str) -> None:
+        """End the current line and begin another."""
+        self.end()
+        self._current = self._progress.add_task(description, total=None, note="")
+
+    def update(self, completed: float, total: float, note: str = "") -> None:
+        """Move the current line."""
+        if self._current is not None:
+            self._progress.update(self._current, completed=completed, total=total, note=note)
+
+    def note(self, text: str) -> None:
+        """Change what the current line says at its end."""
+        if self._current is not None:
+            self._progress.update(self._current, note=text)
+
+    def end(self, note: str | None = None) -> None:
+        """Complete the current line."""
+        if self._current is None:
+            return
+        task = next(t for t in self._progress.tasks if t.id == self._current)
+        total = task.total or 1.0
+        self._progress.update(self._current, total=total, completed=total)
+        if note is not None:
+            self._progress.update(self._current, note=note)
+        self._progress.stop_task(self._current)
+        self._current = None
+
+    def close(self) -> None:
+        """End the last line and release the terminal."""
+        self.end()
+        self._progress.stop()
+
+
+def follow_search(client: Client, search_id: str, console: Console) -> SearchRead:
+    """Show a search's events until it ends, and return it."""
+    lines = PhaseLines(console)
+    try:
+        follow_events(client, search_id, lines)
+    finally:
+        lines.close()
+    return client.search(search_id)
+
+
+def follow_events(
+    client: Client,
+    search_id: str,
+    lines: PhaseLines,
+    on_quiet: Callable[[], None] | None = None,
+) -> None:
+    """Turn a search's events into lines until it ends; `on_quiet` as in `Client.events`."""
+    budget_ms = client.search(search_id).spec.latency_budget_ms
+    for event in client.events(search_id, on_quiet=on_quiet):
+        data = event.data
+        if event.type == "phase" and data["phase"] in _PHASES:
+            lines.begin(_PHASES[data["phase"]])
+        elif event.type == "measurement":
+            share = data["median_ms"] / budget_ms
+            lines.note(f"{data['median_ms']:.4f} ms, {share:.0%} of the budget")
+        elif event.type == "metrics" and "current_cost" in data:
+            note = f"loss {data['train_loss']:.2f}  now {data['current_cost']:.3f} ms"
+            lines.update(data["step"], data["total"], note)
+        elif event.type == "metrics":
+            lines.update(data["step"], data["total"], f"loss {data['train_loss']:.2f}")
+
+
+def result_table(search: SearchRead) -> Table:
+    """A search for people: what was asked, what was found, beside a random network."""
+    table = Table(title=f"{search.id}: {search.status}", title_justify="left", show_lines=False)
+    table.add_column("")
+    table.add_column("network found" if search.status == "succeeded" else "nearest network")
+    table.add_column("random, same budget and computation")
+    if search.status_reason is not None:
+        table.add_row("reason", search.status_reason.text)
+    table.add_row("budget", f"{search.spec.latency_budget_ms:.4f} ms")
+    if search.result is None:
+        table.add_row("phase", search.phase)
+        return table
+    found, random = search.result.network, search.result.random_baseline
+    for name, cell in _CELLS.items():
+        table.add_row(name, cell(found), cell(random) if random else "")
+    seconds = sum(search.seconds_by_phase.values())
+    phases = ", ".join(f"{k} {v:.0f}" for k, v in search.seconds_by_phase.items() if v >= 0.5)
+    table.add_row("seconds", f"{seconds:.0f} ({phases})")
+    return table
+
+
+def _measured(network: NetworkResult) -> str:
+    m = network.measured
+    return f"{m.median_ms:.4f} ms (p90 {m.p90_ms:.4f}, n {m.n})" if m else "-"
+
+
+def _accuracy(network: NetworkResult) -> str:
+    return "-" if network.test_accuracy is None else f"{network.test_accuracy:.4f}"
+
+
+_CELLS: dict[str, Callable[[NetworkResult], str]] = {
+    "measured": _measured,
+    "predicted": lambda network: f"{network.predicted_ms:.4f} ms",
+    "test accuracy": _accuracy,
+    "architecture": lambda network: network.architecture,
+    "parameters": lambda network: f"{network.parameters:,}",
+    "MACs": lambda network: f"{network.macs:,}",
+}

@@ -1,0 +1,234 @@
+"""The Python client: what the command line and the demo use, and nothing they could not."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from service.agents.schemas import AgentRead, EnrolmentCodeCreated
+from service.auth.schemas import KeyCreated, KeyRead
+from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
+from service.latency_models.schemas import LatencyModelRead
+from service.measurements.schemas import KitRead
+from service.schemas import Page
+from service.searches.schemas import (
+    TERMINAL,
+    ArchitectureRead,
+    ArtifactList,
+    EventList,
+    EventRead,
+    Feasibility,
+    SearchRead,
+)
+from service.spaces.schemas import SpaceList, SpaceRead
+from service.targets.schemas import TargetRead
+
+Model = TypeVar("Model", bound=BaseModel)
+_PATIENCE_SECONDS = 20.0
+_LONG_POLL_SECONDS = 3.0
+
+
+class Client:
+    """A session with the API; every answer is typed, every problem an `ApiError`.
+
+    Requests are retried for some seconds while nobody answers; creations carry an
+    idempotency key, so a repeated one creates nothing twice.
+
+    Args:
+        url: of the API, for example ``http://127.0.0.1:8000``.
+        api_key: ``tlr_...``.
+    """
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=60.0)
+        self._url = url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the sockets."""
+        self._http.close()
+
+    # -- targets and measuring ---------------------------------------------------------
+
+    def targets(self) -> list[TargetRead]:
+        """Every target, newest first."""
+        return list(self._pages("/v1/targets", TargetRead))
+
+    def target(self, target_id: str) -> TargetRead:
+        """One target."""
+        return self._get(f"/v1/targets/{target_id}", TargetRead)
+
+    def agents(self) -> list[AgentRead]:
+        """Every agent, newest first."""
+        return list(self._pages("/v1/agents", AgentRead))
+
+    def create_enrolment_code(self) -> EnrolmentCodeCreated:
+        """A one-time code for `tailor agent enrol`."""
+        return self._post("/v1/enrolment-codes", None, EnrolmentCodeCreated)
+
+    def revoke_agent(self, agent_id: str) -> None:
+        """Make an agent's token worthless."""
+        self._request("DELETE", f"/v1/agents/{agent_id}")
+
+    def create_kit(self, target: str, search_space: str) -> KitRead:
+        """Have a space measured on a target."""
+        return self._post("/v1/kits", {"target": target, "search_space": search_space}, KitRead)
+
+    def kit(self, kit_id: str) -> KitRead:
+        """A kit and how far its measuring is."""
+        return self._get(f"/v1/kits/{kit_id}", KitRead)
+
+    def latency_models(self, target: str | None = None) -> list[LatencyModelRead]:
+        """Latency models, newest first."""
+        parameters = {"target": target} if target else {}
+        return list(self._pages("/v1/latency-models", LatencyModelRead, **parameters))
+
+    def active_latency_model(self, target: str, search_space: str) -> LatencyModelRead | None:
+        """The model that prices searches of a space on a target."""
+        models = self.latency_models(target)
+        return next((m for m in models if m.active and m.search_space == search_space), None)
+
+    def search_spaces(self) -> list[SpaceRead]:
+        """Every search space."""
+        return self._get("/v1/search-spaces", SpaceList).items
+
+    # -- searches ----------------------------------------------------------------------
+
+    def preflight(self, **spec: Any) -> Feasibility:
+        """Which budgets can be met, before anything is paid for; see `SearchCreate`."""
+        response = self._request("POST", "/v1/searches", json=spec, params={"dry_run": True})
+        return Feasibility.model_validate(response.json())
+
+    def create_search(self, *, idempotency_key: str | None = None, **spec: Any) -> SearchRead:
+        """Queue a search; see `SearchCreate` for the fields of `spec`."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        response = self._request("POST", "/v1/searches", json=spec, headers=headers)
+        return SearchRead.model_validate(response.json())
+
+    def searches(self, status: str | None = None) -> Iterator[SearchRead]:
+        """Searches, newest first, page by page."""
+        parameters = {"status": status} if status else {}
+        return self._pages("/v1/searches", SearchRead, **parameters)
+
+    def search(self, search_id: str) -> SearchRead:
+        """One search."""
+        return self._get(f"/v1/searches/{search_id}", SearchRead)
+
+    def cancel_search(self, search_id: str) -> SearchRead:
+        """Stop a search."""
+        return self._post(f"/v1/searches/{search_id}/cancel", None, SearchRead)
+
+    def events(
+        self, search_id: str, *, after: int = 0, on_quiet: Callable[[], None] | None = None
+    ) -> Iterator[EventRead]:
+        """Events as they happen, until the search has ended.
+
+        Args:
+            after: number of the last event seen.
+            on_quiet: called every few seconds without news.
+        """
+        while True:
+            found = self.new_events(search_id, after, _LONG_POLL_SECONDS)
+            yield from found
+            if found:
+                after = found[-1].number
+                continue
+            if self.search(search_id).status in TERMINAL:
+                return
+            if on_quiet is not None:
+                on_quiet()
+
+    def new_events(self, search_id: str, after: int, wait_seconds: float) -> list[EventRead]:
+        """Events after a number; waits for some unless the search has ended."""
+        parameters = {"after": after, "wait": wait_seconds}
+        return self._get(f"/v1/searches/{search_id}/events", EventList, **parameters).items
+
+    def wait(self, search_id: str, timeout_seconds: float) -> SearchRead:
+        """The search once it has ended.
+
+        Raises:
+            SearchTimeoutError: it had not by then; it goes on all the same.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while (search := self.search(search_id)).status not in TERMINAL:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise SearchTimeoutError(f"search {search_id} is still {search.status}")
+            self.new_events(search_id, after=2**31 - 1, wait_seconds=min(left, 2.0))
+        return search
+
+    def architecture(self, search_id: str) -> ArchitectureRead:
+        """The network a search found."""
+        return self._get(f"/v1/searches/{search_id}/architecture", ArchitectureRead)
+
+    def artifacts(self, search_id: str) -> ArtifactList:
+        """The files of a search."""
+        return self._get(f"/v1/searches/{search_id}/artifacts", ArtifactList)
+
+    def download(self, search_id: str, name: str) -> bytes:
+        """The content of one file of a search."""
+        return self._request("GET", f"/v1/searches/{search_id}/artifacts/{name}").content
+
+    # -- keys --------------------------------------------------------------------------
+
+    def create_key(self, name: str, scope: str) -> KeyCreated:
+        """A new API key with its secret."""
+        return self._post("/v1/keys", {"name": name, "scope": scope}, KeyCreated)
+
+    def keys(self) -> list[KeyRead]:
+        """Every API key, without secrets."""
+        return list(self._pages("/v1/keys", KeyRead))
+
+    def revoke_key(self, key_id: str) -> None:
+        """Make an API key worthless."""
+        self._request("DELETE", f"/v1/keys/{key_id}")
+
+    # -- plumbing ----------------------------------------------------------------------
+
+    def _get(self, path: str, model: type[Model], **parameters: Any) -> Model:
+        return model.model_validate(self._request("GET", path, params=parameters).json())
+
+    def _post(self, path: str, body: dict[str, Any] | None, model: type[Model]) -> Model:
+        return model.model_validate(self._request("POST", path, json=body).json())
+
+    def _pages(self, path: str, model: type[Model], **parameters: Any) -> Iterator[Model]:
+        cursor: str | None = None
+        while True:
+            asked = {**parameters, **({"cursor": cursor} if cursor else {})}
+            page = self._get(path, Page[model], **asked)  # type: ignore[valid-type]
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(httpx.ConnectError),
+                stop=stop_after_delay(_PATIENCE_SECONDS),
+                wait=wait_random_exponential(0.1, 2.0),
+                reraise=True,
+            ):
+                with attempt:
+                    response = self._http.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise ApiUnreachableError(
+                f"no answer from {self._url}: {error}; is `tailor api` running there?"
+            ) from error
+        if response.is_error:
+            try:
+                problem = response.json()
+            except ValueError:
+                problem = {"detail": response.text[:500]}
+            raise ApiError(response.status_code, problem)
+        return response

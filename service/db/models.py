@@ -1,0 +1,28 @@
+"""Every table, imported so that `Base.metadata` is complete."""
+
+from service.agents.models import Agent, EnrolmentCode
+from service.auth.models import ApiKey
+from service.db.base import Base
+from service.jobs.models import Job, JobAttempt
+from service.latency_models.models import LatencyModel
+from service.measurements.models import Kit, Measurement, MeasurementTask, UploadedBatch
+from service.searches.models import Search, SearchArtifact, SearchEvent
+from service.targets.models import Target
+
+__all__ = [
+    "Agent",
+    "ApiKey",
+    "Base",
+    "EnrolmentCode",
+    "Job",
+    "JobAttempt",
+    "Kit",
+    "LatencyModel",
+    "Measurement",
+    "MeasurementTask",
+    "Search",
+    "SearchArtifact",
+    "SearchEvent",
+    "Target",
+    "UploadedBatch",
+]

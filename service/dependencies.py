@@ -1,0 +1,47 @@
+"""What routes ask for: settings, the artifact store, and one transaction a request."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+from sqlalchemy.orm import Session
+
+from service.artifacts import ArtifactStore
+from service.db.database import Database
+from service.settings import Settings
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _artifacts(request: Request) -> ArtifactStore:
+    artifacts: ArtifactStore = request.app.state.artifacts
+    return artifacts
+
+
+def _read_session(database: Annotated[Database, Depends(_database)]) -> Iterator[Session]:
+    with database.reading() as session:
+        yield session
+
+
+def _write_session(database: Annotated[Database, Depends(_database)]) -> Iterator[Session]:
+    with database.transaction() as session:
+        yield session
+
+
+Cursor = Annotated[str | None, Query(max_length=80, description="Where the page starts.")]
+Limit = Annotated[int, Query(ge=1, le=200, description="Items a page.")]
+CurrentSettings = Annotated[Settings, Depends(_settings)]
+CurrentDatabase = Annotated[Database, Depends(_database)]
+Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
+# scope "function": the transaction commits before the answer is sent, so what a client was
+# told is stored is stored
+ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
+WriteSession = Annotated[Session, Depends(_write_session, scope="function")]

@@ -1,0 +1,112 @@
+"""The errors of the service and the one map from any layer's errors to HTTP.
+
+TailorError                     status code, machine code, optional field
+├── NotFoundError          404  nothing has that id
+├── InvalidRequestError    422  well-formed but meaningless; names the field
+├── BudgetUnreachableError 422  no network of the space is that fast on that target
+├── ConflictError          409  the resource is not in a state that allows it
+├── StaleLeaseError        409  another lease has replaced this one
+├── UnauthenticatedError   401  no key, or none that is valid
+├── ForbiddenError         403  a valid key that may not do this
+└── PayloadTooLargeError   413  the body is over the limit
+LeaseLostError                  an attempt's own lease is gone; it must stop writing
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from search_core.errors import ArchitectureSyntaxError, UnknownDatasetError, UnknownSpaceError
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """One thing wrong with one field of a request."""
+
+    field: str
+    message: str
+
+
+class TailorError(Exception):
+    """Base of the errors a client sees; becomes a problem document (RFC 9457).
+
+    Attributes:
+        status: HTTP status.
+        code: machine-readable, stable.
+        title: the same for every error of the code.
+        fields: which parts of the request are at fault.
+        extra: further members of the problem document.
+    """
+
+    status = 500
+    code = "internal_error"
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, field: str | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fields = [FieldProblem(field, detail)] if field else []
+        self.extra = extra
+
+
+class NotFoundError(TailorError):
+    """Nothing has that id."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class InvalidRequestError(TailorError):
+    """Well-formed, but it names something that does not exist or cannot be."""
+
+    status, code, title = 422, "invalid_request", "Invalid request"
+
+
+class BudgetUnreachableError(TailorError):
+    """No network of the space is that fast on that target."""
+
+    status, code, title = 422, "budget_unreachable", "Budget unreachable"
+
+
+class ConflictError(TailorError):
+    """The resource is not in a state that allows it."""
+
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class StaleLeaseError(TailorError):
+    """Another lease has replaced this one."""
+
+    status, code, title = 409, "stale_lease", "Stale lease"
+
+
+class UnauthenticatedError(TailorError):
+    """No key was sent, or none that is valid."""
+
+    status, code, title = 401, "unauthenticated", "Authentication required"
+
+
+class ForbiddenError(TailorError):
+    """The key is valid but may not do this."""
+
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
+class PayloadTooLargeError(TailorError):
+    """The body is over the limit."""
+
+    status, code, title = 413, "payload_too_large", "Payload too large"
+
+
+class LeaseLostError(Exception):
+    """An attempt's own lease is gone; another attempt may be running, so it must stop."""
+
+
+def from_layers_below(error: Exception) -> TailorError | None:
+    """The service's form of an error of the search core or the predictor, if it has one."""
+    match error:
+        case UnknownSpaceError():
+            return InvalidRequestError(str(error), field="search_space")
+        case UnknownDatasetError():
+            return InvalidRequestError(str(error), field="dataset")
+        case ArchitectureSyntaxError():
+            return InvalidRequestError(str(error), field="architecture")
+    return None

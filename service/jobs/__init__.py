@@ -1,0 +1,1 @@
+"""The job queue: rows are the truth."""

@@ -1,0 +1,48 @@
+"""Jobs and their attempts as rows."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.base import Base, Id
+
+
+class Job(Base):
+    """Work for a worker.
+
+    A job is claimable when it is queued, not blocked, and `available_at` has passed. `fence`
+    grows with every claim; whoever writes on behalf of an attempt proves that it holds the
+    newest one.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "status", "priority", "created_at"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    subject_id: Mapped[str] = mapped_column(Id, index=True)
+    status: Mapped[str] = mapped_column(Text)  # queued, running, succeeded, failed, cancelled
+    priority: Mapped[int] = mapped_column(default=0)  # larger first
+    blocked_on: Mapped[str | None] = mapped_column(Text, index=True)
+    attempt: Mapped[int] = mapped_column(default=0)
+    max_attempts: Mapped[int]
+    fence: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None] = mapped_column(Text)
+    lease_expires_at: Mapped[datetime | None]
+    available_at: Mapped[datetime]
+    created_at: Mapped[datetime]
+    failure: Mapped[str | None] = mapped_column(Text)
+
+
+class JobAttempt(Base):
+    """One claim of a job and how it ended."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(Text)  # succeeded, worker_lost, crashed, ...

@@ -1,0 +1,1 @@
+"""Fitted latency models of a space on a target."""

@@ -1,0 +1,78 @@
+"""Every statement on latency models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from predictor.network import NetworkLatencyModel
+from service.db.base import new_id, utc_now
+from service.errors import NotFoundError
+from service.latency_models.models import LatencyModel
+
+
+def active_model(session: Session, target_id: str, space_digest: str) -> LatencyModel | None:
+    """The model that prices searches of a space on a target."""
+    return session.scalars(
+        select(LatencyModel).where(
+            LatencyModel.target_id == target_id,
+            LatencyModel.space_digest == space_digest,
+            LatencyModel.active,
+        )
+    ).first()
+
+
+def get_model(session: Session, model_id: str) -> LatencyModel:
+    """The latency model of that id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    model = session.get(LatencyModel, model_id)
+    if model is None:
+        raise NotFoundError(f"no latency model has id {model_id}")
+    return model
+
+
+def activate(
+    session: Session,
+    target_id: str,
+    space: str,
+    model: NetworkLatencyModel,
+    report: dict[str, Any],
+) -> LatencyModel:
+    """Store a fit and make it the active one."""
+    session.execute(
+        update(LatencyModel)
+        .where(
+            LatencyModel.target_id == target_id,
+            LatencyModel.space_digest == model.space_digest,
+            LatencyModel.active,
+        )
+        .values(active=False)
+    )
+    row = LatencyModel(
+        id=new_id("lmd"),
+        target_id=target_id,
+        space=space,
+        space_digest=model.space_digest,
+        document=model.to_document(),
+        report=report,
+        active=True,
+        created_at=utc_now(),
+    )
+    session.add(row)
+    return row
+
+
+def list_models(
+    session: Session, target_id: str | None, cursor: str | None, limit: int
+) -> Sequence[LatencyModel]:
+    """A page of latency models, newest first."""
+    statement = select(LatencyModel).order_by(LatencyModel.id.desc()).limit(limit)
+    if target_id:
+        statement = statement.where(LatencyModel.target_id == target_id)
+    if cursor:
+        statement = statement.where(LatencyModel.id < cursor)
+    return session.scalars(statement).all()

@@ -1,0 +1,1 @@
+"""Kits, measurement tasks and what agents upload."""

@@ -1,0 +1,157 @@
+"""Kits, tasks and measurements on the wire. Every latency is in milliseconds."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from predictor.measurements import PROTOCOL_VERSION, Effort
+from service.schemas import Name, Request, Resource
+
+_LONGEST_MS = 600_000.0
+Milliseconds = Annotated[float, Field(gt=0.0, le=_LONGEST_MS)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class KitCreate(Request):
+    """Ask for everything a space needs measured on a target."""
+
+    target: Name
+    search_space: Name = "micro"
+
+
+class KitRead(Resource):
+    """A kit and how far its measuring is."""
+
+    object: Literal["kit"] = "kit"
+    id: str
+    target: str
+    search_space: str
+    status: Literal["measuring", "measured", "incomplete"]
+    completed: int
+    failed: int
+    total: int
+    agents_online: int
+    created_at: datetime
+
+
+class LeaseCreate(Request):
+    """An agent asks for work."""
+
+    limit: Annotated[int, Field(ge=1, le=64)] = 8
+    wait_seconds: Annotated[float, Field(ge=0.0, le=25.0)] = 0.0
+
+
+class LeasedTaskRead(Resource):
+    """One model file an agent holds until its lease ends."""
+
+    id: str
+    subject: str
+    effort: Effort
+    fence: int
+    model_sha256: str
+    anchor_sha256: str
+
+
+class LeaseRead(Resource):
+    """What an agent was given; empty when there is nothing to do."""
+
+    object: Literal["lease"] = "lease"
+    items: list[LeasedTaskRead]
+    expires_at: datetime
+
+
+class MeasurementCreate(Request):
+    """A measurement; see `predictor.measurements.Measurement`."""
+
+    latency_ms: Milliseconds
+    p10_ms: Milliseconds
+    p90_ms: Milliseconds
+    n: Annotated[int, Field(ge=10, le=10**9)]
+    thread_cpu_ms: Annotated[float, Field(ge=0.0, le=_LONGEST_MS)]
+    contended_share: Share
+    anchor_ms: Milliseconds
+    flagged: bool
+    note: Annotated[str, Field(max_length=500)]
+    protocol_version: Literal[1]
+    facts: Annotated[dict[Name, str | float | int | bool | None], Field(max_length=32)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.p10_ms <= self.latency_ms <= self.p90_ms:
+            raise ValueError(
+                f"p10_ms <= latency_ms <= p90_ms must hold, got {self.p10_ms:g}, "
+                f"{self.latency_ms:g}, {self.p90_ms:g}"
+            )
+        return self
+
+
+assert PROTOCOL_VERSION == 1, "accept the new protocol version in MeasurementCreate"
+
+
+class FailureCreate(Request):
+    """Why there is no measurement."""
+
+    code: Literal["unsupported", "too_noisy"]
+    detail: Annotated[str, Field(max_length=500)]
+
+
+class ResultCreate(Request):
+    """One task's result: a measurement or a failure."""
+
+    task_id: Name
+    fence: Annotated[int, Field(ge=1)]
+    measurement: MeasurementCreate | None = None
+    failure: FailureCreate | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.measurement is None) == (self.failure is None):
+            raise ValueError("give either measurement or failure")
+        return self
+
+
+class BatchCreate(Request):
+    """Results an agent uploads together; the same `batch_id` twice is stored once."""
+
+    batch_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+    items: Annotated[list[ResultCreate], Field(min_length=1, max_length=1000)]
+
+
+class ItemReport(Resource):
+    """What became of one item."""
+
+    task_id: str
+    accepted: bool
+    reason: str | None = None
+
+
+class BatchReport(Resource):
+    """What became of a batch, item by item."""
+
+    object: Literal["batch_report"] = "batch_report"
+    batch_id: str
+    items: list[ItemReport]
+
+
+class MeasurementRead(Resource):
+    """A stored measurement."""
+
+    object: Literal["measurement"] = "measurement"
+    id: str
+    target_id: str
+    agent_id: str
+    subject: str
+    model_sha256: str
+    latency_ms: float
+    p10_ms: float
+    p90_ms: float
+    n: int
+    thread_cpu_ms: float
+    contended_share: float
+    anchor_ms: float
+    flagged: bool
+    note: str
+    protocol_version: int
+    facts: dict[str, Any]
+    created_at: datetime

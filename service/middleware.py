@@ -1,0 +1,92 @@
+"""ASGI middleware: request ids and the limit on bodies."""
+
+import json
+from http import HTTPStatus
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from ulid import ULID
+
+from service.errors import PayloadTooLargeError
+
+
+class RequestId:
+    """Takes or makes `X-Request-Id`, binds it to the log and sends it back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if given.isascii() and given.isprintable() and given else str(ULID())
+        scope["state"]["request_id"] = request_id[:100]
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id[:100]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id[:100]):
+            await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Answers 413 to a body over the limit, announced or not, before any route sees it."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._max_bytes:
+            return await self._refuse(scope, send)
+
+        received: list[Message] = []
+        n_bytes = 0
+        while True:  # read the whole body first: routes need it whole, and it is small
+            message = await receive()
+            received.append(message)
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_bytes:
+                return await self._refuse(scope, send)
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+
+        async def replay() -> Message:
+            return received.pop(0) if received else await receive()
+
+        await self._app(scope, replay, send)
+
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        error = PayloadTooLargeError(f"the body is larger than {self._max_bytes} bytes")
+        body = json.dumps(
+            {
+                "type": f"urn:tailor:problem:{error.code}",
+                "title": error.title,
+                "status": error.status,
+                "code": error.code,
+                "detail": error.detail,
+                "request_id": scope["state"].get("request_id"),
+            }
+        ).encode()
+        headers = [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        await send(
+            {
+                "type": "http.response.start",
+                "status": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "headers": headers,
+            }
+        )
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,40 @@
+"""What every resource's schema shares."""
+
+from collections.abc import Sequence
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class Request(BaseModel):
+    """A request body: unknown fields are refused, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Resource(BaseModel):
+    """A response body, read off rows."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Page(BaseModel, Generic[Item]):
+    """A keyset page: pass `next_cursor` as `cursor` for what follows."""
+
+    object: Literal["list"] = "list"
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _HasId(Protocol):
+    id: str
+
+
+def next_cursor(items: Sequence[_HasId], limit: int) -> str | None:
+    """The cursor of the page after `items`, None when they are the last ones."""
+    return items[-1].id if len(items) == limit else None

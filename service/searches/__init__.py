@@ -1,0 +1,1 @@
+"""Searches: a budget goes in, a measured network comes out."""

@@ -1,0 +1,245 @@
+"""What may happen to a search, and when; every change of status goes through here."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from predictor.kits import plan_kit
+from predictor.network import NetworkLatencyModel
+from search_core.data.catalogue import dataset_info
+from search_core.space.presets import get_space
+from search_core.space.space import SearchSpace
+from service.agents.repository import n_online
+from service.artifacts import ArtifactStore
+from service.db.base import new_id, utc_now
+from service.errors import BudgetUnreachableError, ConflictError, InvalidRequestError
+from service.jobs import repository as jobs
+from service.latency_models.repository import active_model
+from service.measurements.kits import ensure_kit
+from service.measurements.repository import cancel_tasks, find_kit, kit_progress
+from service.searches.models import Search
+from service.searches.repository import append_event, find_by_idempotency_key, get_search
+from service.searches.schemas import TERMINAL, Feasibility, SearchCreate
+from service.settings import Settings
+from service.targets.repository import named_target
+
+SEARCH_JOB = "search"
+
+
+def model_key(target_id: str, space_digest: str) -> str:
+    """What a search waits for until its space has been measured and fitted on its target."""
+    return f"latency_model:{target_id}:{space_digest}"
+
+
+def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasibility:
+    """Which budgets the target can meet, before anything is paid for.
+
+    Raises:
+        InvalidRequestError: unknown target, space or data set, or images that do not fit.
+    """
+    space = get_space(spec.search_space)
+    target = named_target(session, spec.target)
+    _check_dataset(spec, space)
+    online = n_online(session, target.id, settings.agent_offline_seconds)
+    row = active_model(session, target.id, space.digest)
+    if row is None:
+        kit = find_kit(session, target.id, space.digest)
+        done = kit_progress(session, kit.id).get("done", 0) if kit else 0
+        return Feasibility(
+            feasible=None,
+            fastest_ms=None,
+            slowest_ms=None,
+            latency_model=None,
+            margin=None,
+            missing_measurements=len(plan_kit(space)) - done,
+            agents_online=online,
+        )
+    model = NetworkLatencyModel.from_document(row.document)
+    fastest_ms, slowest_ms = model.band_ms
+    return Feasibility(
+        feasible=spec.latency_budget_ms >= fastest_ms,
+        fastest_ms=fastest_ms,
+        slowest_ms=slowest_ms,
+        latency_model=row.id,
+        margin=model.margin,
+        missing_measurements=0,
+        agents_online=online,
+    )
+
+
+def create(
+    session: Session,
+    artifacts: ArtifactStore,
+    settings: Settings,
+    owner_key_id: str,
+    spec: SearchCreate,
+    idempotency_key: str | None,
+) -> Search:
+    """A new search and its job, in one transaction; the same key gives the same search.
+
+    A space that was never measured on the target gets its kit, and the job waits for the
+    latency model.
+
+    Raises:
+        InvalidRequestError: something the spec names does not exist.
+        BudgetUnreachableError: no network of the space is that fast on the target.
+        ConflictError: the idempotency key was used for another spec.
+    """
+    if idempotency_key is not None:
+        earlier = find_by_idempotency_key(session, owner_key_id, idempotency_key)
+        if earlier is not None:
+            if earlier.spec != spec.model_dump():
+                raise ConflictError(
+                    f"Idempotency-Key {idempotency_key!r} was used for search {earlier.id} "
+                    "with another body"
+                )
+            return earlier
+    feasibility = preflight(session, spec, settings)
+    if feasibility.feasible is False:
+        assert feasibility.fastest_ms is not None
+        raise BudgetUnreachableError(
+            f"no network of {spec.search_space} runs in {spec.latency_budget_ms:g} ms on this "
+            f"target; the fastest takes {feasibility.fastest_ms:.4g} ms",
+            field="latency_budget_ms",
+            fastest_ms=feasibility.fastest_ms,
+            slowest_ms=feasibility.slowest_ms,
+        )
+    space = get_space(spec.search_space)
+    measured = feasibility.latency_model is not None
+    now = utc_now()
+    search = Search(
+        id=new_id("srch"),
+        owner_key_id=owner_key_id,
+        idempotency_key=idempotency_key,
+        target_id=spec.target,
+        spec=spec.model_dump(),
+        status="queued",
+        phase="waiting_for_worker" if measured else "awaiting_measurements",
+        phase_since=now,
+        feasibility=feasibility.model_dump() if measured else None,
+        seconds_by_phase={},
+        latency_model_id=feasibility.latency_model,
+        created_at=now,
+    )
+    session.add(search)
+    session.flush()
+    if not measured:
+        ensure_kit(session, artifacts, spec.target, space)
+    jobs.enqueue(
+        session,
+        SEARCH_JOB,
+        search.id,
+        max_attempts=settings.max_attempts,
+        blocked_on=None if measured else model_key(spec.target, space.digest),
+    )
+    append_event(session, search.id, "status", {"status": "queued"})
+    return search
+
+
+def enter_phase(session: Session, search: Search, phase: str) -> None:
+    """Move to `phase`; the time spent in the one before is added to its account."""
+    now = utc_now()
+    _charge(search, now)
+    search.phase, search.phase_since = phase, now
+    search.progress = None
+    search.status_reason = None
+    append_event(session, search.id, "phase", {"phase": phase})
+
+
+def start(session: Session, search: Search, latency_model_id: str) -> None:
+    """An attempt has begun."""
+    search.latency_model_id = latency_model_id
+    search.started_at = search.started_at or utc_now()
+    if search.status == "queued":
+        search.status = "running"
+        append_event(session, search.id, "status", {"status": "running"})
+
+
+def end(
+    session: Session,
+    search: Search,
+    status: str,
+    *,
+    code: str | None = None,
+    text: str = "",
+    result: dict[str, Any] | None = None,
+) -> None:
+    """Move to a terminal status; it never changes again.
+
+    Raises:
+        ConflictError: the search has ended already.
+    """
+    if search.status in TERMINAL:
+        raise ConflictError(f"search {search.id} has already {search.status}")
+    now = utc_now()
+    _charge(search, now)
+    search.status, search.phase, search.phase_since = status, "done", now
+    search.finished_at = now
+    search.progress = None
+    search.status_reason = (
+        {"code": code, "text": text, "since": now.isoformat()} if code is not None else None
+    )
+    search.result = result
+    cancel_tasks(session, search.id)
+    append_event(session, search.id, "status", {"status": status, "code": code, "text": text})
+
+
+def cancel(session: Session, search_id: str) -> Search:
+    """Stop a search: at once while it is queued, at its next step while it runs.
+
+    Raises:
+        ConflictError: it has ended already.
+    """
+    search = get_search(session, search_id, lock=True)
+    if search.status in TERMINAL:
+        raise ConflictError(f"search {search.id} has already {search.status}")
+    if jobs.cancel_queued(session, search.id):
+        end(session, search, "cancelled", code="user_cancelled", text="Cancelled while queued.")
+    elif search.status != "cancelling":
+        search.status = "cancelling"
+        append_event(session, search.id, "status", {"status": "cancelling"})
+    return search
+
+
+def attempt_lost(
+    session: Session, search_id: str, outcome: str, *, has_attempts_left: bool
+) -> None:
+    """The attempt died without a word: wait for the next one, or end."""
+    search = get_search(session, search_id, lock=True)
+    if search.status in TERMINAL:
+        return
+    if search.status == "cancelling":
+        job = jobs.of_subject(session, search_id)
+        if job is not None and job.status == "queued":
+            jobs.cancel_queued(session, search_id)
+        end(session, search, "cancelled", code="user_cancelled", text="Cancelled.")
+    elif has_attempts_left:
+        search.status = "queued"
+        enter_phase(session, search, "waiting_for_worker")
+        append_event(session, search.id, "warning", {"code": outcome})
+    else:
+        end(
+            session,
+            search,
+            "failed",
+            code=outcome,
+            text="Every attempt ended this way; the worker's log says why.",
+        )
+
+
+def _check_dataset(spec: SearchCreate, space: SearchSpace) -> None:
+    info = dataset_info(spec.dataset)
+    got = (info.channels, info.resolution_px, info.n_classes)
+    needed = (space.in_channels, space.resolution_px, space.n_classes)
+    if got != needed:
+        raise InvalidRequestError(
+            f"{space.name} takes (channels, pixels, classes) {needed}, {info.name} has {got}",
+            field="dataset",
+        )
+
+
+def _charge(search: Search, now: datetime) -> None:
+    spent = (now - search.phase_since).total_seconds()
+    before = search.seconds_by_phase.get(search.phase, 0.0)
+    search.seconds_by_phase = {**search.seconds_by_phase, search.phase: before + spent}

@@ -1,0 +1,471 @@
+"""A search from start to end, as a worker's attempt runs it: where search and prediction meet.
+
+Read `run_search_job` downwards; it is the whole road from a budget to a measured network.
+"""
+
+import json
+import platform
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import torch
+
+from predictor.kits import network_subject
+from predictor.latency_term import LatencyTerm
+from predictor.network import NetworkLatencyModel
+from search_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from search_core.data.dataset import ImageDataset
+from search_core.data.load import load_dataset
+from search_core.errors import (
+    BudgetUnreachableError,
+    CheckpointError,
+    SearchCoreError,
+    SearchInterrupted,
+)
+from search_core.events import CheckpointReady, Progress, Report, SearchEvent
+from search_core.export import onnx_bytes, onnx_parity, safetensors_bytes
+from search_core.nn.network import Network
+from search_core.randomness import stream
+from search_core.search import SearchConfig, SearchResult, run_search
+from search_core.space.presets import get_space
+from search_core.space.space import Architecture, SearchSpace
+from search_core.train import WeightRecipe, accuracy, recalibrate_batch_norm, train_network
+from service.db.base import utc_now
+from service.jobs import repository as jobs
+from service.jobs.context import AttemptContext
+from service.latency_models.repository import active_model
+from service.measurements.models import Measurement
+from service.measurements.repository import cancel_tasks
+from service.searches.lifecycle import end, enter_phase, start
+from service.searches.measuring import NotMeasurableError, Stopwatch
+from service.searches.models import SearchArtifact
+from service.searches.repository import append_event, get_search
+from service.searches.schemas import SearchCreate
+from service.version import VERSION
+
+HEADROOM = 0.015
+"""A decoded network is only trained when it measures this far under the budget, relative;
+the final file is measured later, on a device that may have drifted by a percent."""
+
+MAX_DECODES = 12
+
+_PARITY_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A network with its files and numbers."""
+
+    architecture: Architecture
+    network: Network
+    onnx: bytes
+    test_accuracy: float
+
+
+def run_search_job(context: AttemptContext, search_id: str) -> None:
+    """Run one attempt of a search to a terminal status.
+
+    Raises:
+        SearchInterrupted: the job was handed back; the next attempt resumes from the last
+            checkpoint.
+        LeaseLostError: another attempt may be running.
+    """
+    try:
+        _Attempt(context, search_id).run()
+    except SearchInterrupted:
+        if context.handed_back:
+            raise
+        _end(context, search_id, "cancelled", code="user_cancelled", text="Cancelled.")
+    except NotMeasurableError as error:
+        _end(context, search_id, "failed", code=error.code, text=str(error))
+    except SearchCoreError as error:
+        _end(context, search_id, "failed", code="search_error", text=str(error))
+
+
+class _Attempt:
+    """The state one attempt carries from step to step."""
+
+    def __init__(self, context: AttemptContext, search_id: str) -> None:
+        self._context = context
+        self._id = search_id
+        with context.transaction() as (session, _):
+            search = get_search(session, search_id, lock=True)
+            self.spec = SearchCreate.model_validate(search.spec)
+            self.space: SearchSpace = get_space(self.spec.search_space)
+            row = active_model(session, search.target_id, self.space.digest)
+            assert row is not None, "the job was released without a latency model"
+            cancel_tasks(session, search_id)  # what an earlier attempt still waited for
+            start(session, search, row.id)
+            self.latency_model_id = row.id
+            self.model = NetworkLatencyModel.from_document(row.document)
+        self.latency = LatencyTerm(self.model)
+        self.budget_ms = self.spec.latency_budget_ms
+        self.data: ImageDataset = load_dataset(self.spec.dataset)
+        self._should_stop = context.stop_check(
+            lambda session: get_search(session, search_id).status == "cancelling"
+        )
+        self._stopwatch = Stopwatch(
+            context, search_id, search.target_id, self.space, self._should_stop
+        )
+        self._checkpoints = context.settings.checkpoints_dir / search_id
+        self._decodes: list[dict[str, Any]] = []
+        self._measured: dict[Architecture, Measurement] = {}  # the latest of each
+
+    def run(self) -> None:
+        """Search, decide under the budget, train, verify, compare, publish."""
+        torch.set_num_threads(self._context.settings.attempt_threads or torch.get_num_threads())
+        config = self._search_config()
+
+        self._enter("searching")
+        found = run_search(
+            self.space,
+            config,
+            self.data,
+            self.latency,
+            report=self._reporter("search.pt"),
+            should_stop=self._should_stop,
+            resume=self._resume("search.pt"),
+        )
+
+        limit_ms = self.budget_ms * (1.0 - HEADROOM)
+        while True:
+            self._enter("deriving")
+            try:
+                child, limit_ms = self._decide(found, limit_ms)
+            except BudgetUnreachableError:
+                return self._publish_infeasible(found)
+            self._enter("training")
+            trained = self._train(child, found, config.recipe)
+            self._enter("verifying")
+            subject = network_subject(self.space, child)
+            measured = self._stopwatch.measure(trained.onnx, subject, "certificate")
+            self._measured[child] = measured
+            if measured.latency_ms <= self.budget_ms:
+                break
+            limit_ms = self._tightened(child, measured.latency_ms)
+
+        baseline = None
+        if self.spec.random_baseline:
+            self._enter("comparing")
+            baseline = self._random_baseline(config.recipe, child)
+        self._publish(trained, measured, baseline, found)
+
+    def _search_config(self) -> SearchConfig:
+        """The demo-sized schedule: half the epochs search, the child goes on with the rest."""
+        batch_size = 32
+        epoch_steps = self.data.steps_per_epoch(batch_size)
+        search_steps = self.spec.epochs // 2 * epoch_steps
+        recipe = WeightRecipe(
+            total_steps=self.spec.epochs * epoch_steps,
+            warmup_steps=2 * epoch_steps,
+            batch_size=batch_size,
+            learning_rate=0.05,
+        )
+        return SearchConfig(
+            recipe=recipe,
+            search_steps=search_steps,
+            warmup_steps=max(1, self.spec.epochs // 10) * epoch_steps,
+            seed=self.spec.seed,
+            estimator=self.spec.algorithm,
+            budget=self.budget_ms,
+            # the logits must be able to travel as far in a short search as in a long one
+            alpha_learning_rate=max(1e-3, 44.0 / search_steps),
+        )
+
+    def _decide(self, found: SearchResult, limit_ms: float) -> tuple[Architecture, float]:
+        """The best architecture that measures under the budget, and the limit it was decoded at.
+
+        The knapsack is exact for the model; the device has the last word. While a decoded
+        network measures over the budget, the limit is lowered below its prediction.
+
+        Raises:
+            BudgetUnreachableError: not even the fastest network measures under the budget.
+        """
+        while True:
+            child = self._decode(found, limit_ms)
+            if child in self._measured or len(self._decodes) >= MAX_DECODES:
+                return self._last_resort(), limit_ms
+            network = found.supernet.derive(child)
+            recalibrate_batch_norm(network, self.data)
+            subject = network_subject(self.space, child)
+            probe = self._stopwatch.measure(onnx_bytes(network), subject, "table")
+            self._measured[child] = probe
+            self._decodes.append(
+                {
+                    "architecture": self.space.format(child),
+                    "limit_ms": limit_ms,
+                    "predicted_ms": self.latency.exact(child),
+                    "measured_ms": probe.latency_ms,
+                }
+            )
+            if probe.latency_ms <= self.budget_ms * (1.0 - HEADROOM):
+                return child, limit_ms
+            limit_ms = self._tightened(child, probe.latency_ms)
+
+    def _decode(self, found: SearchResult, limit_ms: float) -> Architecture:
+        """The knapsack's answer, or the fastest network there is when nothing fits the limit."""
+        try:
+            return found.decide(self.latency, limit_ms)
+        except BudgetUnreachableError as unreachable:
+            return found.decide(self.latency, self.latency.offset + unreachable.minimum)
+
+    def _tightened(self, child: Architecture, measured_ms: float) -> float:
+        """A limit that excludes `child` and corrects for what the model underestimated."""
+        predicted_ms = self.latency.exact(child)
+        aim_ms = self.budget_ms * (1.0 - HEADROOM)
+        return min(aim_ms * predicted_ms / measured_ms, predicted_ms * (1.0 - 1e-6))
+
+    def _last_resort(self) -> Architecture:
+        """The slowest network that measured within the budget itself, headroom or not."""
+        within = [a for a, m in self._measured.items() if m.latency_ms <= self.budget_ms]
+        if not within:
+            nearest_ms = min(m.latency_ms for m in self._measured.values())
+            raise BudgetUnreachableError(self.budget_ms, nearest_ms)
+        return max(within, key=self.latency.exact)
+
+    def _train(self, child: Architecture, found: SearchResult, recipe: WeightRecipe) -> _Trained:
+        """The child goes on from the supernet's weights, on the same schedule."""
+        network = found.supernet.derive(child)
+        name = f"child-{'.'.join(map(str, child.choices))}.pt"
+        return self._finish(child, network, recipe, found.steps, name)
+
+    def _random_baseline(self, recipe: WeightRecipe, child: Architecture) -> dict[str, Any]:
+        """A random architecture of the same budget, trained from scratch with as many steps."""
+        architecture = self._random_within_budget(fallback=child)
+        network = Network.initialised(
+            self.space.blocks(architecture), stream(self.spec.seed, "baseline")
+        )
+        trained = self._finish(architecture, network, recipe, 0, "baseline.pt")
+        subject = network_subject(self.space, architecture)
+        measured = self._stopwatch.measure(trained.onnx, subject, "table")
+        return self._result_of(trained, measured)
+
+    def _random_within_budget(self, fallback: Architecture) -> Architecture:
+        """Uniform among the networks predicted at 90 to 100 % of the budget, if any is drawn."""
+        rng = random.Random(self.spec.seed)
+        drawn = [self.space.sample(rng) for _ in range(10_000)]
+        fitting = [a for a in drawn if self.latency.exact(a) <= self.budget_ms]
+        close = [a for a in fitting if self.latency.exact(a) >= 0.9 * self.budget_ms]
+        if close:
+            return close[0]
+        return max(fitting, key=self.latency.exact) if fitting else fallback
+
+    def _finish(
+        self,
+        architecture: Architecture,
+        network: Network,
+        recipe: WeightRecipe,
+        start_step: int,
+        checkpoint_name: str,
+    ) -> _Trained:
+        train_network(
+            network,
+            self.data,
+            recipe,
+            seed=self.spec.seed,
+            start_step=start_step,
+            report=self._reporter(checkpoint_name),
+            should_stop=self._should_stop,
+            resume=self._resume(checkpoint_name),
+        )
+        return _Trained(architecture, network, onnx_bytes(network), accuracy(network, self.data))
+
+    # -- what the outside sees ---------------------------------------------------------
+
+    def _enter(self, phase: str) -> None:
+        with self._context.transaction() as (session, _):
+            enter_phase(session, get_search(session, self._id, lock=True), phase)
+
+    def _reporter(self, checkpoint_name: str) -> Report:
+        def report(event: SearchEvent) -> None:
+            match event:
+                case CheckpointReady(checkpoint):
+                    save_checkpoint(checkpoint, self._checkpoints / checkpoint_name)
+                case Progress() as progress:
+                    self._report_progress(progress)
+
+        return report
+
+    def _report_progress(self, progress: Progress) -> None:
+        metrics = dict(progress.metrics)
+        with self._context.transaction() as (session, _):
+            search = get_search(session, self._id, lock=True)
+            search.progress = {
+                "completed": progress.completed,
+                "total": progress.total,
+                "unit": "step",
+                "metrics": metrics,
+                "updated_at": utc_now().isoformat(),
+            }
+            data = {
+                "phase": search.phase,
+                "step": progress.completed,
+                "total": progress.total,
+                **metrics,
+            }
+            append_event(session, self._id, "metrics", data)
+
+    def _resume(self, checkpoint_name: str) -> Checkpoint | None:
+        path: Path = self._checkpoints / checkpoint_name
+        if not path.exists():
+            return None
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            self._warn("checkpoint_unreadable", str(error))
+            return None
+        self._warn("resumed", f"from step {checkpoint.step} of {checkpoint_name}")
+        return checkpoint
+
+    def _warn(self, code: str, text: str) -> None:
+        with self._context.transaction() as (session, _):
+            append_event(session, self._id, "warning", {"code": code, "text": text})
+
+    # -- results -----------------------------------------------------------------------
+
+    def _result_of(self, trained: _Trained, measured: Measurement) -> dict[str, Any]:
+        return {
+            **self._numbers(trained.architecture, measured),
+            "test_accuracy": trained.test_accuracy,
+        }
+
+    def _numbers(self, architecture: Architecture, measured: Measurement) -> dict[str, Any]:
+        return {
+            "architecture": self.space.format(architecture),
+            "predicted_ms": self.latency.exact(architecture),
+            "measured": {
+                "median_ms": measured.latency_ms,
+                "p10_ms": measured.p10_ms,
+                "p90_ms": measured.p90_ms,
+                "n": measured.n,
+                "measurement": measured.id,
+            },
+            "test_accuracy": None,
+            "parameters": self.space.parameters(architecture),
+            "macs": self.space.macs(architecture),
+        }
+
+    def _publish(
+        self,
+        trained: _Trained,
+        measured: Measurement,
+        baseline: dict[str, Any] | None,
+        found: SearchResult,
+    ) -> None:
+        """Write `succeeded` with every file; the one place that does."""
+        assert measured.latency_ms <= self.budget_ms
+        parity = onnx_parity(
+            trained.network,
+            trained.onnx,
+            self.data.normalise(self.data.test_images[:_PARITY_IMAGES]),
+        )
+        files = {
+            "model.onnx": (trained.onnx, "application/octet-stream"),
+            "weights.safetensors": (
+                safetensors_bytes(trained.network),
+                "application/octet-stream",
+            ),
+        }
+        stored = {
+            name: self._context.artifacts.put(content) for name, (content, _) in files.items()
+        }
+        assert stored["model.onnx"] == measured.model_sha256, "the file measured is the file kept"
+        result = {
+            "network": self._result_of(trained, measured),
+            "random_baseline": baseline,
+            "decodes": self._decodes,
+            "frozen_slots": len(found.frozen),
+            "onnx_sha256": stored["model.onnx"],
+        }
+        manifest = json.dumps(
+            {
+                "format": "tailor-manifest/1",
+                "search": self._id,
+                "spec": self.spec.model_dump(),
+                "space": {
+                    "name": self.space.name,
+                    "version": self.space.version,
+                    "digest": self.space.digest,
+                },
+                "latency_model": self.latency_model_id,
+                "measurement": measured.id,
+                "result": result,
+                "preprocessing": {"mean": self.data.mean, "std": self.data.std},
+                "onnx_parity_max_abs_difference": parity,
+                "files": stored,
+                "software": {
+                    "tailor": VERSION,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+            },
+            indent=1,
+            sort_keys=True,
+        ).encode()
+        files["manifest.json"] = (manifest, "application/json")
+        stored["manifest.json"] = self._context.artifacts.put(manifest)
+        with self._context.transaction() as (session, job):
+            for name, (content, media_type) in files.items():
+                session.add(
+                    SearchArtifact(
+                        search_id=self._id,
+                        name=name,
+                        sha256=stored[name],
+                        size_bytes=len(content),
+                        media_type=media_type,
+                    )
+                )
+            search = get_search(session, self._id, lock=True)
+            end(session, search, "succeeded", result=result)
+            jobs.finish(session, job, "succeeded")
+        rmtree(self._checkpoints, ignore_errors=True)
+
+    def _publish_infeasible(self, found: SearchResult) -> None:
+        """Nothing meets the budget on this device: say how near it comes, and with what."""
+        nearest, measured = min(self._measured.items(), key=lambda item: item[1].latency_ms)
+        result = {
+            "network": self._numbers(nearest, measured),
+            "random_baseline": None,
+            "decodes": self._decodes,
+            "frozen_slots": len(found.frozen),
+            "onnx_sha256": measured.model_sha256,
+        }
+        text = (
+            f"No network of {self.space.name} measured at or under {self.budget_ms:g} ms; "
+            f"the nearest takes {measured.latency_ms:.4g} ms."
+        )
+        _end(
+            self._context,
+            self._id,
+            "infeasible",
+            code="budget_unreachable",
+            text=text,
+            result=result,
+        )
+        rmtree(self._checkpoints, ignore_errors=True)
+
+
+def _end(
+    context: AttemptContext,
+    search_id: str,
+    status: str,
+    *,
+    code: str,
+    text: str,
+    result: dict[str, Any] | None = None,
+) -> None:
+    """End search and job in one transaction, without an answer."""
+    with context.transaction() as (session, job):
+        end(
+            session,
+            get_search(session, search_id, lock=True),
+            status,
+            code=code,
+            text=text,
+            result=result,
+        )
+        job_status = {"infeasible": "succeeded"}.get(status, status)
+        jobs.finish(session, job, job_status, text)

@@ -1,0 +1,1 @@
+"""The search spaces and data sets that can be named."""

@@ -1,0 +1,48 @@
+"""Routes of search spaces and data sets."""
+
+from fastapi import APIRouter
+
+from search_core.data.catalogue import datasets
+from search_core.errors import UnknownSpaceError
+from search_core.space.presets import get_space, space_names
+from search_core.space.space import SearchSpace
+from service.auth.access import User
+from service.errors import NotFoundError
+from service.spaces.schemas import DatasetList, DatasetRead, SlotRead, SpaceList, SpaceRead
+
+router = APIRouter(tags=["search spaces"])
+
+
+@router.get("/search-spaces")
+def list_spaces(_: User) -> SpaceList:
+    """Every search space."""
+    return SpaceList(items=[_read(get_space(name)) for name in space_names()])
+
+
+@router.get("/search-spaces/{name}")
+def get(name: str, _: User) -> SpaceRead:
+    """One search space."""
+    try:
+        return _read(get_space(name))
+    except UnknownSpaceError as error:
+        raise NotFoundError(str(error)) from error
+
+
+@router.get("/datasets")
+def list_datasets(_: User) -> DatasetList:
+    """Every data set."""
+    return DatasetList(items=[DatasetRead.model_validate(info) for info in datasets()])
+
+
+def _read(space: SearchSpace) -> SpaceRead:
+    return SpaceRead(
+        name=space.name,
+        version=space.version,
+        digest=space.digest,
+        size=space.size,
+        in_channels=space.in_channels,
+        resolution_px=space.resolution_px,
+        n_classes=space.n_classes,
+        n_distinct_blocks=len(space.distinct_blocks),
+        slots=[SlotRead(name=s.name, candidates=s.candidates) for s in space.slots],
+    )

@@ -1,0 +1,5 @@
+"""The installed version of Tailor."""
+
+from importlib.metadata import version
+
+VERSION = version("tailor-nas")
