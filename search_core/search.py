@@ -135,6 +135,7 @@ def run_search(
         supernet.load_state_dict(resume.state["supernet"])
         weight_optimizer.load_state_dict(resume.state["weight_optimizer"])
         alpha_optimizer.load_state_dict(resume.state["alpha_optimizer"])
+        estimator.load_state_dict(resume.state["estimator"])
         logits.data.copy_(resume.state["logits"])
         freezer.frozen = dict(resume.state["frozen"])
         if constraint is not None:
@@ -149,6 +150,7 @@ def run_search(
             "supernet": supernet.state_dict(),
             "weight_optimizer": weight_optimizer.state_dict(),
             "alpha_optimizer": alpha_optimizer.state_dict(),
+            "estimator": estimator.state_dict(),
             "logits": logits.detach(),
             "frozen": freezer.frozen,
             "multiplier": constraint.multiplier if constraint else 0.0,

@@ -68,11 +68,15 @@ class Anchor:
     """
 
     _RUNS = 5
-    _OPENING_READINGS = 200
+    _KEPT = 2000
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, opening_seconds: float = 2.0) -> None:
         self._run = run
-        self._readings: list[float] = [self._read() for _ in range(self._OPENING_READINGS)]
+        self._readings = [self._read()]
+        end = time.perf_counter() + opening_seconds
+        while time.perf_counter() < end:
+            self._readings.append(self._read())
+            time.sleep(0.002)  # spread over busy and quiet moments
         self.best_ms = self._floor()
 
     def is_quiet(self, tolerance: float) -> bool:
@@ -80,7 +84,7 @@ class Anchor:
         reading = self._read()
         self._readings.append(reading)
         if len(self._readings) % 100 == 0:
-            del self._readings[:-2000]
+            del self._readings[: -self._KEPT]
             self.best_ms = self._floor()
         return reading <= self.best_ms * (1.0 + tolerance)
 

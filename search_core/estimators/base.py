@@ -55,6 +55,14 @@ class Estimator(Protocol):
         """
         ...
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What the next estimates depend on besides their arguments."""
+        ...
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from `state_dict`'s answer."""
+        ...
+
 
 def sample_path(probabilities: torch.Tensor, generator: torch.Generator) -> tuple[int, ...]:
     """One candidate a slot, drawn from `probabilities` (n_slots, n_candidates)."""

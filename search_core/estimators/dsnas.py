@@ -19,9 +19,17 @@ class DSNAS:
     ``c_l (onehot(s_l) - p_l)``. Exact in expectation where the loss is affine in each
     operation's output, d times the gradient where it is homogeneous of degree d; otherwise
     biased.
+
+    A running mean of each slot's cost is subtracted from it: the expectation stays what it
+    was, because the score ``onehot - p`` has mean zero, and the variance falls by the
+    square of that mean.
     """
 
     name = "dsnas"
+    _BASELINE_DECAY = 0.95
+
+    def __init__(self) -> None:
+        self._baseline = torch.zeros(())  # (n_slots,) after the first step
 
     def estimate(
         self,
@@ -41,5 +49,14 @@ class DSNAS:
         costs = costs.to(probabilities.dtype)
         chosen = torch.zeros_like(probabilities)
         chosen[torch.arange(len(choices)), torch.tensor(choices)] = 1.0
-        gradient = costs[:, None] * (chosen - probabilities)
+        gradient = (costs - self._baseline)[:, None] * (chosen - probabilities)
+        self._baseline = costs + self._BASELINE_DECAY * (self._baseline - costs)
         return Estimate(choices, gradient, loss.item(), costs.abs().mean().item())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """See `Estimator.state_dict`."""
+        return {"baseline": self._baseline}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Estimator.load_state_dict`."""
+        self._baseline = state["baseline"]

@@ -6,11 +6,13 @@ goes through the public HTTP API.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from rich.console import Console
 from service.cli.connection import key_path, ms, print_json, saved_key
 from service.cli.progress import PhaseLines, follow_events, result_table
 from service.client.client import Client
-from service.client.errors import TailorClientError
+from service.client.errors import ApiError, TailorClientError
 from service.latency_models.schemas import LatencyModelRead
 from service.searches.schemas import SearchRead
 from service.settings import Settings
@@ -50,49 +52,65 @@ def demo(
 ) -> None:
     """Find a network for this machine's CPU under a latency budget, in a few minutes."""
     began = time.monotonic()
-    settings = Settings()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up first
     console = Console(stderr=json)
     lines = PhaseLines(console)
     try:
-        with _installation(settings, lines) as (client, target, check):
-            model = _measure(client, target, lines, check)
-            band_ms = model.slowest_ms - model.fastest_ms
-            asked_ms = budget_ms or round(model.fastest_ms + _BUDGET_IN_BAND * band_ms, 4)
-            spec: dict[str, Any] = {
-                "target": target,
-                "latency_budget_ms": asked_ms,
-                "search_space": _SPACE,
-                "seed": seed,
-                "epochs": epochs,
-            }
-            lines.begin("preflight: what this device can do")
-            feasible = client.preflight(**spec)
-            lines.end(f"{ms(feasible.fastest_ms)} .. {ms(feasible.slowest_ms)}, ask {ms(asked_ms)}")
-            search_id = client.create_search(**spec).id
-            follow_events(client, search_id, lines, on_quiet=check)
-            search = client.search(search_id)
-            folder = settings.home.resolve() / "results" / search_id
-            if search.status == "succeeded":
-                lines.begin("downloading model, weights and manifest")
-                files = _download(client, search_id, folder)
-                lines.end(f"{len(files)} files")
-            else:
-                files = []
+        found = _run(Settings(), lines, budget_ms, {"seed": seed, "epochs": epochs})
     except TailorClientError as error:
         lines.close()
+        problem = error.problem if isinstance(error, ApiError) else {"detail": str(error)}
+        if json:
+            print_json({"status": "error", **problem})
         console.print(f"[red]error[/red] {error}", soft_wrap=True)
-        raise typer.Exit(3 if getattr(error, "code", "") == "budget_unreachable" else 4) from error
+        refused = problem.get("code") == "budget_unreachable"
+        raise typer.Exit(EXIT_STATUS["infeasible" if refused else "failed"]) from error
     finally:
         lines.close()
     seconds = time.monotonic() - began
     if json:
-        print_json(_document(search, model, files, seconds))
+        print_json(_document(found, seconds))
     else:
-        console.print(result_table(search))
-        if files:
+        console.print(result_table(found.search))
+        if found.files:
+            folder = Path(found.files[0]).parent
             console.print(f"Files, with their hashes in the manifest: {folder}", soft_wrap=True)
         console.print(f"Done in {seconds:.0f} s; nothing is left running.")
-    raise typer.Exit(EXIT_STATUS[search.status])
+    raise typer.Exit(EXIT_STATUS[found.search.status])
+
+
+@dataclass(frozen=True)
+class _Found:
+    search: SearchRead
+    model: LatencyModelRead
+    files: list[str]
+
+
+def _run(
+    settings: Settings, lines: PhaseLines, budget_ms: float | None, options: dict[str, int]
+) -> _Found:
+    """The road itself: measure, ask, search, download."""
+    with _installation(settings, lines) as (client, target, check):
+        model = _measure(client, target, lines, check)
+        middle_ms = model.fastest_ms + _BUDGET_IN_BAND * (model.slowest_ms - model.fastest_ms)
+        spec: dict[str, Any] = {
+            "target": target,
+            "latency_budget_ms": round(middle_ms, 4) if budget_ms is None else budget_ms,
+            "search_space": _SPACE,
+            **options,
+        }
+        lines.begin("asking what the CPU can do")
+        feasible = client.preflight(**spec)
+        lines.end(f"{feasible.fastest_ms:.4f} .. {ms(feasible.slowest_ms)}")
+        search_id = client.create_search(**spec).id
+        follow_events(client, search_id, lines, on_quiet=check)
+        search = client.search(search_id)
+        files: list[str] = []
+        if search.status == "succeeded":
+            lines.begin("downloading the files")
+            files = _download(client, search_id, settings.home.resolve() / "results" / search_id)
+            lines.end(f"{len(files)} files")
+        return _Found(search, model, files)
 
 
 @contextmanager
@@ -136,7 +154,7 @@ def _installation(
     agent_id = None
     client = None
     try:
-        lines.begin("starting API, worker and agent")
+        lines.begin("starting API, worker, agent")
         url, key = _address(spawn("api", "api", "--port", "0"), logs / "api.log", home)
         client = Client(url, key)
         spawn("worker", "worker")
@@ -188,12 +206,13 @@ def _measure(
 ) -> LatencyModelRead:
     """Have the space measured on the target and wait for its latency model."""
     kit = client.create_kit(target, _SPACE)
-    lines.begin(f"measuring {kit.total} blocks and networks on this CPU")
+    lines.begin("measuring blocks and networks")
     while kit.status == "measuring":
         lines.update(kit.completed, kit.total, f"{kit.completed} of {kit.total}")
         check()
         time.sleep(_POLL_SECONDS)
         kit = client.kit(kit.id)
+    lines.end(f"{kit.completed} of {kit.total}")
     if kit.status == "incomplete":
         raise DemoError(
             f"{kit.failed} of {kit.total} could not be measured; the agent's log says why. "
@@ -205,7 +224,7 @@ def _measure(
         check()
         time.sleep(_POLL_SECONDS)
     error = model.report["leave_one_out"]["mape"]
-    lines.end(f"{error:.1%} error on networks left out")
+    lines.end(f"{error:.1%} error on left-out nets")
     return model
 
 
@@ -219,10 +238,9 @@ def _download(client: Client, search_id: str, folder: Path) -> list[str]:
     return paths
 
 
-def _document(
-    search: SearchRead, model: LatencyModelRead, files: list[str], seconds: float
-) -> dict[str, Any]:
+def _document(found: _Found, seconds: float) -> dict[str, Any]:
     """The final document of `--json`."""
+    search, model = found.search, found.model
     result = search.result
     network = result.network if result else None
     baseline = result.random_baseline if result else None
@@ -238,7 +256,7 @@ def _document(
         "fastest_ms": model.fastest_ms,
         "slowest_ms": model.slowest_ms,
         "seconds_by_phase": search.seconds_by_phase,
-        "files": files,
+        "files": found.files,
         "search": search.model_dump(mode="json"),
     }
 

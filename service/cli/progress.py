@@ -12,11 +12,11 @@ from service.searches.schemas import NetworkResult, SearchRead
 _PHASES = {
     "awaiting_measurements": "waiting for measurements",
     "waiting_for_worker": "waiting for a worker",
-    "searching": "searching (weights and architecture at once)",
+    "searching": "searching with DSNAS",
     "deriving": "deciding under the budget",
     "training": "training the child on",
     "verifying": "measuring the very file",
-    "comparing": "training a random network beside it",
+    "comparing": "training a random network",
 }
 
 
@@ -25,9 +25,9 @@ class PhaseLines:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<46}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]:<36}"),
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[note]:<29}"),
             TimeElapsedColumn(),
             console=console,
         )
@@ -91,9 +91,9 @@ def follow_events(
             lines.begin(_PHASES[data["phase"]])
         elif event.type == "measurement":
             share = data["median_ms"] / budget_ms
-            lines.note(f"{data['median_ms']:.4f} ms, {share:.0%} of the budget")
+            lines.note(f"{data['median_ms']:.4f} ms, {share:.0%} of budget")
         elif event.type == "metrics" and "current_cost" in data:
-            note = f"loss {data['train_loss']:.2f}  now {data['current_cost']:.3f} ms"
+            note = f"loss {data['train_loss']:.2f}, now {data['current_cost']:.4f} ms"
             lines.update(data["step"], data["total"], note)
         elif event.type == "metrics":
             lines.update(data["step"], data["total"], f"loss {data['train_loss']:.2f}")
@@ -116,7 +116,8 @@ def result_table(search: SearchRead) -> Table:
         table.add_row(name, cell(found), cell(random) if random else "")
     seconds = sum(search.seconds_by_phase.values())
     phases = ", ".join(f"{k} {v:.0f}" for k, v in search.seconds_by_phase.items() if v >= 0.5)
-    table.add_row("seconds", f"{seconds:.0f} ({phases})")
+    table.add_section()
+    table.add_row("seconds", f"{seconds:.0f} in all", phases)
     return table
 
 
