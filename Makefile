@@ -13,7 +13,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Tailor needs Python 3.11 or newer"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,agent,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[api,worker,agent,dev]'
 	touch $@
 
 demo: setup

@@ -32,6 +32,8 @@ class SearchConfig:
             of 240 epochs).
         warmup_steps: first steps that train weights only, on uniformly drawn paths.
         budget: upper bound on the cost, in its unit; None searches without one.
+        spend_budget: pull the cost up to the budget as well as down to it. DSNAS compares an
+            operation with nothing, to the advantage of cheap ones; this holds against it.
         alpha_learning_rate, alpha_betas: Adam on the logits; (0.5, 0.999) as in DSNAS. The
             published rate of 1e-3 suits 100,000 steps; a search of hundreds needs more.
         freeze_threshold: 0.3, from the DSNAS code.
@@ -44,6 +46,7 @@ class SearchConfig:
     seed: int = 0
     estimator: str = "dsnas"
     budget: float | None = None
+    spend_budget: bool = False
     alpha_learning_rate: float = 0.02
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     freeze_threshold: float = 0.3
@@ -120,7 +123,11 @@ def run_search(
     for slot, decision in enumerate(space.slots):
         absent[slot, : len(decision.candidates)] = False
     logits = torch.zeros_like(absent, dtype=torch.float64, requires_grad=True)
-    constraint = AugmentedLagrangian(config.budget, config.rho) if config.budget else None
+    constraint = (
+        AugmentedLagrangian(config.budget, config.rho, equality=config.spend_budget)
+        if config.budget is not None
+        else None
+    )
     freezer = Freezer(config.freeze_threshold)
     weight_optimizer = recipe.optimizer(supernet)
     alpha_optimizer = torch.optim.Adam(

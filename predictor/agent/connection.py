@@ -78,7 +78,7 @@ class Connection:
         patience_seconds: how long a request is retried before it raises.
     """
 
-    def __init__(self, api_url: str, token: str | None, patience_seconds: float = 120.0) -> None:
+    def __init__(self, api_url: str, token: str | None, patience_seconds: float = 10.0) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=api_url, headers=headers, timeout=60.0)
         self._patience_seconds = patience_seconds

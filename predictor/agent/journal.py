@@ -23,7 +23,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, entry: JournalEntry) -> None:
-        """Keep `entry` across a crash or a reboot."""
+        """Keep `entry` across a crash or a reboot; the same batch again replaces it."""
         partial = self._folder / f"{entry.batch_id}.partial"
         with partial.open("w", encoding="utf-8") as file:
             json.dump({"batch_id": entry.batch_id, "items": entry.items}, file)

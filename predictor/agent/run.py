@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
+import httpx
+
 from predictor.agent.connection import Connection, LeasedTask, ServerRefusedError
 from predictor.agent.journal import Journal, JournalEntry
 from predictor.agent.protocol import EFFORTS, Anchor, Run, measure
@@ -53,18 +55,23 @@ def run_agent(
         poll_seconds: how long one lease request may wait for work.
     """
     anchors: dict[str, Anchor] = {}
-    _upload_pending(connection, journal, say)
-    while not should_stop():
-        tasks = connection.lease(_LEASE_LIMIT, poll_seconds)
-        random.shuffle(tasks)  # drift must not line up with the order of a kit
-        items = []
-        for task in tasks:
-            if should_stop():
-                break
-            items.append(_perform(task, connection, runtime, anchors, say))
-        if items:
-            journal.add(JournalEntry(uuid.uuid4().hex, items))
+    while True:
+        try:
             _upload_pending(connection, journal, say)
+            if should_stop():
+                return
+            batch_id, items = uuid.uuid4().hex, list[dict[str, Any]]()
+            tasks = connection.lease(_LEASE_LIMIT, poll_seconds)
+            random.shuffle(tasks)  # drift must not line up with the order of a kit
+            for task in tasks:
+                if should_stop():
+                    break
+                items.append(_perform(task, connection, runtime, anchors, say))
+                journal.add(JournalEntry(batch_id, items))  # kept even if we die now
+        except httpx.TransportError as error:
+            say(f"the API is out of reach, trying again: {error}")
+            if should_stop():
+                return
 
 
 def _perform(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 from rich.console import Console
 
@@ -53,8 +54,8 @@ def enrol(
     connection = Connection(url, token=None)
     try:
         identity = connection.enrol(code, name, profile, AGENT_VERSION)
-    except ServerRefusedError as error:
-        _stderr.print(f"[red]error[/red] {error}", soft_wrap=True)
+    except (ServerRefusedError, httpx.TransportError) as error:
+        _stderr.print(f"[red]error[/red] {url}: {error}", soft_wrap=True)
         raise typer.Exit(2) from error
     finally:
         connection.close()

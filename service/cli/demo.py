@@ -45,7 +45,7 @@ def demo(
         float | None, typer.Option(min=0.0, help="Latency budget; default: mid-band.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random draw.")] = 0,
-    epochs: Annotated[int, typer.Option(min=4, help="Search and training together.")] = 36,
+    epochs: Annotated[int, typer.Option(min=4, help="Search and training together.")] = 30,
     json: Annotated[
         bool, typer.Option("--json", help="Print the final document alone on standard output.")
     ] = False,
@@ -131,6 +131,8 @@ def _installation(
         "TAILOR_HOME": str(home),
         "TAILOR_DATABASE_URL": settings.resolved_database_url,
         "TAILOR_ARTIFACTS_URL": settings.resolved_artifacts_url,
+        # networks this small gain nothing from a second thread, and lose on a busy machine
+        "TAILOR_ATTEMPT_THREADS": str(settings.attempt_threads or 1),
     }
     processes: dict[str, subprocess.Popen[bytes]] = {}
 

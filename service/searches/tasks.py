@@ -171,6 +171,7 @@ class _Attempt:
             seed=self.spec.seed,
             estimator=self.spec.algorithm,
             budget=self.budget_ms,
+            spend_budget=True,
             # the logits must be able to travel as far in a short search as in a long one
             alpha_learning_rate=max(1e-3, 44.0 / search_steps),
         )
