@@ -36,7 +36,7 @@ from search_core.train import WeightRecipe, accuracy, recalibrate_batch_norm, tr
 from service.db.base import utc_now
 from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
-from service.latency_models.repository import active_model
+from service.latency_models.repository import active_model, get_model
 from service.measurements.models import Measurement
 from service.measurements.repository import cancel_tasks
 from service.searches.lifecycle import end, enter_phase, start
@@ -95,7 +95,11 @@ class _Attempt:
             search = get_search(session, search_id, lock=True)
             self.spec = SearchCreate.model_validate(search.spec)
             self.space: SearchSpace = get_space(self.spec.search_space)
-            row = active_model(session, search.target_id, self.space.digest)
+            row = (
+                get_model(session, search.latency_model_id)  # as every attempt before this one
+                if search.latency_model_id is not None
+                else active_model(session, search.target_id, self.space.digest)
+            )
             assert row is not None, "the job was released without a latency model"
             cancel_tasks(session, search_id)  # what an earlier attempt still waited for
             start(session, search, row.id)

@@ -1,0 +1,168 @@
+"""The ProxylessNAS space: 21 MBConv slots between a fixed head and tail (Cai et al. 2018).
+
+A string of the published networks has 22 tokens, the fixed first block included; channels
+are part of each token because the published widths differ from the space's own.
+"""
+
+import re
+from collections.abc import Sequence
+
+from search_core.errors import ArchitectureSyntaxError
+from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.space import Layer, SearchSpace, Slot
+
+_KERNELS = (3, 5, 7)
+_EXPANSIONS = (3, 6)
+_CHANNELS = (24, 40, 80, 96, 192, 320)
+_DEPTHS = (4, 4, 4, 4, 4, 1)
+_STRIDES_IMAGENET = (2, 2, 2, 1, 2, 1)
+_STRIDES_CIFAR = (1, 1, 2, 1, 2, 1)
+_STEM_CHANNELS, _FIRST_CHANNELS, _MIX_CHANNELS = 32, 16, 1280
+
+_TOKEN = re.compile(r"k([1-9]\d*)e([1-9]\d*)c([1-9]\d*)|Z")
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """`value` rounded to a multiple of `divisor`, never by more than 10 % down."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def proxyless_imagenet(width: float = 1.0) -> SearchSpace:
+    """The published space: 224 px, 1,000 classes, 6^6 x 7^15 architectures.
+
+    Args:
+        width: multiplier of every channel count; the head's grows only above 1.
+    """
+    name = "proxyless_imagenet" if width == 1.0 else f"proxyless_imagenet_w{width:g}"
+    return _space(name, width, 224, 1000, stem_stride=2, strides=_STRIDES_IMAGENET)
+
+
+def proxyless_cifar_mb() -> SearchSpace:
+    """The same blocks at 32 px for ten classes, with the first two strides removed."""
+    return _space("proxyless_cifar_mb", 1.0, 32, 10, stem_stride=1, strides=_STRIDES_CIFAR)
+
+
+def mbconv_network(
+    text: str,
+    *,
+    stem_channels: int = _STEM_CHANNELS,
+    mix_channels: int = _MIX_CHANNELS,
+    resolution_px: int = 224,
+    n_classes: int = 1000,
+) -> tuple[BlockSpec, ...]:
+    """The chain of blocks of a published 22-token string, the fixed first block included.
+
+    Raises:
+        ArchitectureSyntaxError: naming the position and the token at fault.
+    """
+    tokens = text.split()
+    strides = [1] + [
+        stride if position == 0 else 1
+        for depth, stride in zip(_DEPTHS, _STRIDES_IMAGENET, strict=True)
+        for position in range(depth)
+    ]
+    if len(tokens) != len(strides):
+        raise ArchitectureSyntaxError(
+            f"a ProxylessNAS string has {len(strides)} tokens, the first block's included; "
+            f"got {len(tokens)}"
+        )
+    blocks = [BlockSpec(BlockKind.CONV, 3, 1, 2, 3, stem_channels, resolution_px)]
+    for position, (token, stride) in enumerate(zip(tokens, strides, strict=True)):
+        match = _TOKEN.fullmatch(token)
+        if match is None or (token == "Z" and stride != 1):
+            raise ArchitectureSyntaxError(
+                f"token {position} is {token!r}; expected kKeEcC such as k5e3c32"
+                + (", or Z" if stride == 1 else "")
+            )
+        last = blocks[-1]
+        if token == "Z":
+            continue
+        kernel, expansion, channels = map(int, match.groups())
+        blocks.append(
+            BlockSpec(
+                BlockKind.MBCONV,
+                kernel,
+                expansion,
+                stride,
+                last.out_channels,
+                channels,
+                last.out_resolution_px,
+            )
+        )
+    return (*blocks, *_tail(blocks[-1], mix_channels, n_classes))
+
+
+def mobilenet_v2(resolution_px: int = 224, n_classes: int = 1000) -> tuple[BlockSpec, ...]:
+    """MobileNetV2 1.0 (Sandler et al. 2018), the hand-made network of the same grammar."""
+    blocks = [BlockSpec(BlockKind.CONV, 3, 1, 2, 3, 32, resolution_px)]
+    stages = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+    for expansion, channels, depth, first_stride in stages:
+        for position in range(depth):
+            last, stride = blocks[-1], first_stride if position == 0 else 1
+            shape = (stride, last.out_channels, channels, last.out_resolution_px)
+            blocks.append(BlockSpec(BlockKind.MBCONV, 3, expansion, *shape))
+    return (*blocks, *_tail(blocks[-1], _MIX_CHANNELS, n_classes))
+
+
+def _space(
+    name: str,
+    width: float,
+    resolution_px: int,
+    n_classes: int,
+    *,
+    stem_stride: int,
+    strides: Sequence[int],
+) -> SearchSpace:
+    stem_channels = make_divisible(_STEM_CHANNELS * width)
+    first_channels = make_divisible(_FIRST_CHANNELS * width)
+    stem = BlockSpec(BlockKind.CONV, 3, 1, stem_stride, 3, stem_channels, resolution_px)
+    resolution = stem.out_resolution_px
+    first = BlockSpec(BlockKind.MBCONV, 3, 1, 1, stem_channels, first_channels, resolution)
+    layers, channels = [Layer((stem,)), Layer((first,))], first_channels
+    slots: list[Slot] = []
+    stages = zip(_CHANNELS, _DEPTHS, strides, strict=True)
+    for stage, (base_channels, depth, first_stride) in enumerate(stages, start=1):
+        out_channels = make_divisible(base_channels * width)
+        for position in range(depth):
+            stride = first_stride if position == 0 else 1
+            shape = (stride, channels, out_channels, resolution)
+            tokens = {
+                f"k{kernel}e{expansion}c{out_channels}": BlockSpec(
+                    BlockKind.MBCONV, kernel, expansion, *shape
+                )
+                for kernel in _KERNELS
+                for expansion in _EXPANSIONS
+            }
+            if stride == 1 and channels == out_channels:
+                tokens["Z"] = BlockSpec(BlockKind.ZERO, 1, 1, *shape)
+            layers.append(Layer(tuple(tokens.values()), slot=len(slots)))
+            slots.append(Slot(f"stage{stage}.{position}", tuple(tokens)))
+            channels, resolution = out_channels, layers[-1].blocks[0].out_resolution_px
+    mix_channels = make_divisible(_MIX_CHANNELS * width) if width > 1.0 else _MIX_CHANNELS
+    tail = _tail(layers[-1].blocks[0], mix_channels, n_classes)
+    return SearchSpace(
+        name=name,
+        version=1,
+        in_channels=3,
+        resolution_px=resolution_px,
+        n_classes=n_classes,
+        slots=tuple(slots),
+        layers=(*layers, *(Layer((block,)) for block in tail)),
+    )
+
+
+def _tail(last: BlockSpec, mix_channels: int, n_classes: int) -> tuple[BlockSpec, BlockSpec]:
+    mix = BlockSpec(
+        BlockKind.CONV, 1, 1, 1, last.out_channels, mix_channels, last.out_resolution_px
+    )
+    resolution = mix.out_resolution_px
+    return mix, BlockSpec(BlockKind.CLASSIFIER, 1, 1, 1, mix_channels, n_classes, resolution)
