@@ -115,8 +115,8 @@ def list_agents(url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False)
     if json:
         return print_json(agents)
     print_table(
-        ["id", "name", "target", "version", "last seen", "revoked"],
-        [(a.id, a.name, a.target_id, a.version, a.last_seen_at, a.revoked_at) for a in agents],
+        ["id", "name", "version", "last seen", "revoked"],
+        [(a.id, a.name, a.version, a.last_seen_at, a.revoked_at) for a in agents],
     )
     return None
 

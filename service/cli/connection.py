@@ -1,7 +1,10 @@
 """Options every command that talks to the API shares, and how it prints."""
 
 import json
+import re
+import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +24,9 @@ Key = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-_stdout = Console()
+_WIDTH_OF_A_PIPE = 160
+_stdout = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
+_ID = re.compile(r"[a-z]{3,4}_[0-9A-HJKMNP-TV-Z]{26}")
 
 
 def connect(url: str, key: str | None) -> Client:
@@ -52,13 +57,21 @@ def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows as a table; `-` where there is nothing."""
+    """Print rows as a table; `-` where there is nothing, and no id ever broken in two."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    cells = [[_text(cell) for cell in row] for row in rows]
+    for index, column in enumerate(columns):
+        is_id = any(_ID.fullmatch(row[index]) for row in cells)
+        table.add_column(column, overflow="fold", no_wrap=is_id, min_width=31 if is_id else None)
+    for row in cells:
+        table.add_row(*row)
     _stdout.print(table)
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:%Y-%m-%d %H:%M}" if isinstance(cell, datetime) else str(cell)
 
 
 def ms(value: float | None) -> str:

@@ -101,16 +101,19 @@ def follow_events(
 
 def result_table(search: SearchRead) -> Table:
     """A search for people: what was asked, what was found, beside a random network."""
-    table = Table(title=f"{search.id}: {search.status}", title_justify="left", show_lines=False)
+    table = Table(title=f"{search.id}: {search.status}", title_justify="left")
     table.add_column("")
+    if search.result is None:
+        table.add_column(search.phase.replace("_", " "))
+        table.add_row("budget", f"{search.spec.latency_budget_ms:.4f} ms")
+        if search.status_reason is not None:
+            table.add_row("reason", search.status_reason.text)
+        return table
     table.add_column("network found" if search.status == "succeeded" else "nearest network")
     table.add_column("random, same budget and computation")
     if search.status_reason is not None:
         table.add_row("reason", search.status_reason.text)
     table.add_row("budget", f"{search.spec.latency_budget_ms:.4f} ms")
-    if search.result is None:
-        table.add_row("phase", search.phase)
-        return table
     found, random = search.result.network, search.result.random_baseline
     for name, cell in _CELLS.items():
         table.add_row(name, cell(found), cell(random) if random else "")

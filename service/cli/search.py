@@ -96,17 +96,18 @@ def list_searches(
     if json:
         return print_json(found)
     print_table(
-        ["id", "status", "phase", "budget", "measured", "test accuracy"],
+        ["id", "status", "budget", "measured", "accuracy"],
         [
             (
                 s.id,
-                s.status,
-                s.phase,
+                s.status if s.status in EXIT_STATUS else f"{s.status}: {s.phase}",
                 ms(s.spec.latency_budget_ms),
                 ms(s.result.network.measured.median_ms)
                 if s.result and s.result.network.measured
                 else None,
-                s.result and s.result.network.test_accuracy,
+                f"{s.result.network.test_accuracy:.4f}"
+                if s.result and s.result.network.test_accuracy is not None
+                else None,
             )
             for s in found
         ],
