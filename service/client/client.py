@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from json import dumps
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -211,7 +212,13 @@ class Client:
             if cursor is None:
                 return
 
-    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _request(
+        self, method: str, path: str, *, json: dict[str, Any] | None = None, **arguments: Any
+    ) -> httpx.Response:
+        if json is not None:
+            # httpx refuses NaN; the API answers it with the name of the field
+            headers = {"Content-Type": "application/json", **arguments.pop("headers", {})}
+            arguments |= {"content": dumps(json), "headers": headers}
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type(httpx.ConnectError),

@@ -1,0 +1,204 @@
+"""The command line against a served API: what it prints and how it exits."""
+
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from service.cli.main import main
+from service.version import VERSION
+
+
+@pytest.fixture
+def tailor(api, monkeypatch, capsys, tmp_path):
+    """Runs `tailor` with these words and gives its exit status, output and complaints."""
+    monkeypatch.setenv("TAILOR_URL", api.url)
+    monkeypatch.setenv("TAILOR_API_KEY", api.admin_key)
+    monkeypatch.setenv("TAILOR_HOME", str(tmp_path))
+
+    def run(*words: object) -> SimpleNamespace:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tailor", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        return SimpleNamespace(status=exit_.value.code or 0, out=printed.out, err=printed.err)
+
+    return run
+
+
+@pytest.fixture
+def tailor_json(tailor):
+    """The document that `tailor ... --json` prints, and nothing else on standard output."""
+
+    def run(*words: object):
+        ran = tailor(*words, "--json")
+        assert ran.status == 0, ran.err
+        return json.loads(ran.out)
+
+    return run
+
+
+def one_line(text: str) -> str:
+    """What was printed, which must be one line."""
+    (line,) = text.strip().splitlines()
+    return line
+
+
+def test_the_version_is_printed(tailor):
+    assert tailor("version").out.strip() == VERSION
+
+
+def test_a_word_it_does_not_know_is_a_usage_error(tailor):
+    assert tailor("searhc").status == 2
+    assert tailor("search", "create").status == 2  # target and budget are missing
+
+
+def test_spaces_are_listed(tailor, tailor_json):
+    assert "micro" in [space["name"] for space in tailor_json("spaces")]
+    assert "micro@1" in tailor("spaces").out
+
+
+def test_a_target_is_shown_with_its_latency_models(tailor, tailor_json, measured):
+    assert measured.target_id in [target["id"] for target in tailor_json("targets", "list")]
+    shown = tailor_json("targets", "show", measured.target_id)
+    assert [model["search_space"] for model in shown["latency_models"]] == ["micro"]
+    for words in (("targets", "list"), ("targets", "show", measured.target_id)):
+        ran = tailor(*words)
+        assert ran.status == 0
+        assert measured.target_id in ran.out
+
+
+def test_measuring_asks_for_a_kit(tailor, tailor_json, api):
+    target = api.enrol_new_target().target_id
+    kit = tailor_json("measure", target, "--no-wait")
+    assert (kit["target"], kit["status"], kit["completed"]) == (target, "measuring", 0)
+    assert kit["id"] in tailor("measure", target, "--no-wait").out
+
+
+def test_measuring_waits_until_everything_is_measured(tailor_json, api):
+    device = api.enrol_new_target()
+    with device.answering():
+        kit = tailor_json("measure", device.target_id)
+    assert (kit["status"], kit["completed"]) == ("measured", kit["total"])
+
+
+def test_a_search_is_created_shown_listed_and_cancelled(tailor, tailor_json, measured):
+    words = ("--target", measured.target_id, "--budget-ms", 0.03, "--epochs", 8, "--seed", 3)
+    made = tailor_json("search", "create", *words)
+    assert (made["spec"]["epochs"], made["spec"]["seed"]) == (8, 3)
+    assert tailor_json("search", "show", made["id"]) == made
+    assert made["id"] in tailor("search", "show", made["id"]).out
+    assert tailor_json("search", "list", "--limit", 1) == [made]
+    assert made["id"] in tailor("search", "list").out
+    assert tailor_json("search", "cancel", made["id"])["status"] == "cancelled"
+    assert (
+        tailor_json("search", "list", "--status", "cancelled", "--limit", 1)[0]["id"] == made["id"]
+    )
+
+
+def test_preflight_tells_the_band(tailor, tailor_json, measured):
+    words = ("search", "preflight", "--target", measured.target_id, "--budget-ms")
+    found = tailor_json(*words, 0.03)
+    assert found["fastest_ms"] < 0.03 < found["slowest_ms"]
+    assert "True" in tailor(*words, 0.03).out
+    assert "False" in tailor(*words, 0.001).out
+
+
+def test_preflight_of_an_unmeasured_target_is_unknown(tailor, api):
+    words = ("--target", api.enrol_new_target().target_id, "--budget-ms", 0.03)
+    assert "unknown" in tailor("search", "preflight", *words).out
+
+
+def test_an_impossible_budget_exits_with_3_and_one_line(tailor, measured):
+    words = ("--target", measured.target_id, "--budget-ms", 0.001)
+    refused = tailor("search", "create", *words)
+    assert (refused.status, refused.out) == (3, "")
+    assert "budget_unreachable" in one_line(refused.err)
+    assert "ms" in one_line(refused.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("search", "show", "srch_nobody"), "not_found"),
+        (("search", "architecture", "srch_nobody"), "not_found"),
+        (("search", "create", "--target", "tgt_x", "--budget-ms", "1"), "invalid_request"),
+        (("search", "create", "--target", "tgt_x", "--budget-ms", "-1"), "invalid_request"),
+        (("keys", "revoke", "key_nobody"), "not_found"),
+        (("targets", "list", "--api-key", "tlr_guessed"), "unauthenticated"),
+    ],
+)
+def test_a_problem_is_one_line_with_its_code_and_exit_status_2(tailor, words, code):
+    refused = tailor(*words)
+    assert (refused.status, refused.out) == (2, "")
+    assert code in one_line(refused.err)
+
+
+def test_a_silent_address_is_one_line_and_exit_status_2(tailor, monkeypatch):
+    monkeypatch.setattr("service.client.client._PATIENCE_SECONDS", 0.2)
+    refused = tailor("targets", "list", "--url", "http://127.0.0.1:9")
+    assert (refused.status, refused.out) == (2, "")
+    assert "tailor api" in one_line(refused.err)
+
+
+def test_following_a_cancelled_search_exits_with_5(tailor, api, measured):
+    search = api.search(measured.target_id)
+    api.http.post(f"/v1/searches/{search['id']}/cancel")
+    followed = tailor("search", "follow", search["id"], "--json")
+    assert followed.status == 5
+    assert json.loads(followed.out)["status"] == "cancelled"
+
+
+def test_the_key_the_demo_left_is_used(tailor, api, monkeypatch, tmp_path):
+    monkeypatch.delenv("TAILOR_API_KEY")
+    assert tailor("targets", "list").status == 2
+    (tmp_path / "api-key").write_text(api.admin_key + "\n")
+    assert tailor("targets", "list").status == 0
+
+
+def test_keys_are_created_listed_and_revoked(tailor, tailor_json, api):
+    made = tailor_json("keys", "create", "a person")
+    assert (made["name"], made["scope"]) == ("a person", "user")
+    assert api.client(made["token"]).get("/v1/searches").status_code == 200
+    listed = tailor("keys", "list")
+    assert made["id"] in listed.out
+    assert made["token"] not in listed.out
+    assert tailor("keys", "revoke", made["id"]).status == 0
+    assert api.client(made["token"]).get("/v1/searches").status_code == 401
+
+
+def test_an_agent_enrols_with_a_code_and_keeps_its_token_to_itself(tailor_json, api, tmp_path):
+    code = tailor_json("agent", "code")["code"]
+    made = tailor_json("agent", "enrol", code, "--state", tmp_path / "agent", "--name", "here")
+    path = tmp_path / "agent" / "identity.json"
+    identity = json.loads(path.read_text())
+    assert (identity["agent_id"], identity["target_id"]) == (made["agent"], made["target"])
+    assert path.stat().st_mode & 0o777 == 0o600
+    profile = api.http.get(f"/v1/targets/{made['target']}").json()["profile"]
+    assert (profile["runtime"], profile["threads"]) == ("onnxruntime", 1)
+
+
+def test_a_wrong_code_enrols_nobody(tailor, api, tmp_path):
+    before = api.stored()
+    refused = tailor("agent", "enrol", "ABCD-EFGH-JKLM", "--state", tmp_path / "agent")
+    assert (refused.status, refused.out) == (2, "")
+    assert "tailor agent code" in one_line(refused.err)
+    assert not (tmp_path / "agent").exists()
+    assert api.stored() == before
+
+
+def test_an_agent_that_was_not_enrolled_does_not_run(tailor, tmp_path):
+    refused = tailor("agent", "run", "--state", tmp_path / "agent")
+    assert refused.status == 2
+    assert re.search(r"tailor\s+agent\s+enrol", refused.err)
+
+
+def test_agents_are_listed_and_revoked(tailor, tailor_json, api):
+    device = api.enrol_new_target()
+    assert device.agent_id in [agent["id"] for agent in tailor_json("agent", "list")]
+    assert device.agent_id in tailor("agent", "list").out
+    assert tailor("agent", "revoke", device.agent_id).status == 0
+    assert device.http.post("/v1/measurement-tasks/lease", json={}).status_code == 401

@@ -1,0 +1,163 @@
+"""The Python client against a served API."""
+
+import socket
+import threading
+
+import pytest
+
+from service.artifacts import ArtifactStore
+from service.client.client import Client
+from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
+from service.searches.lifecycle import end
+from service.searches.models import SearchArtifact
+from service.searches.repository import append_event, get_search
+
+
+@pytest.fixture(scope="module")
+def client(api):
+    with Client(api.url, api.admin_key) as session:
+        yield session
+
+
+@pytest.fixture
+def patience(monkeypatch) -> None:
+    """A client that gives up soon."""
+    monkeypatch.setattr("service.client.client._PATIENCE_SECONDS", 0.2)
+
+
+def spec(measured, **changes: object) -> dict:
+    return {"target": measured.target_id, "latency_budget_ms": 0.03, **changes}
+
+
+def test_a_client_follows_the_road_to_a_search(client, api):
+    code = client.create_enrolment_code()
+    assert len(code.code) == 14
+    device = api.enrol_new_target()
+    assert device.target_id in [target.id for target in client.targets()]
+    assert client.target(device.target_id).agents_online == 1
+    kit = client.create_kit(device.target_id, "micro")
+    assert client.kit(kit.id).status == "measuring"
+    assert client.active_latency_model(device.target_id, "micro") is None
+    device.answer_everything()
+    assert client.kit(kit.id).status == "measured"
+    api.run_fit()
+    model = client.active_latency_model(device.target_id, "micro")
+    budget_ms = (model.fastest_ms + model.slowest_ms) / 2
+    wanted = {"target": device.target_id, "latency_budget_ms": budget_ms}
+    assert client.preflight(**wanted).feasible is True
+    search = client.create_search(**wanted)
+    assert client.search(search.id) == search
+    assert client.cancel_search(search.id).status == "cancelled"
+
+
+def test_a_creation_with_a_key_creates_one_search(client, measured):
+    made = [client.create_search(idempotency_key="mine", **spec(measured)) for _ in range(2)]
+    assert made[0].id == made[1].id
+    assert client.create_search(**spec(measured)).id != made[0].id
+
+
+def test_pages_are_turned_until_the_last(client, api, measured):
+    made = [api.search(measured.target_id, seed=seed)["id"] for seed in range(53)]
+    found = [search.id for search in client.searches("queued")]
+    assert len(found) == len(set(found))
+    assert [search_id for search_id in found if search_id in set(made)] == made[::-1]
+
+
+def test_a_problem_is_an_error_with_its_code_and_fields(client, measured):
+    with pytest.raises(ApiError, match="fastest") as raised:
+        client.create_search(**spec(measured, latency_budget_ms=0.001))
+    assert (raised.value.status, raised.value.code) == (422, "budget_unreachable")
+    assert raised.value.problem["errors"][0]["field"] == "latency_budget_ms"
+    assert raised.value.problem["fastest_ms"] > 0.001
+
+
+def test_a_client_without_a_key_is_told_so(api):
+    with Client(api.url, None) as stranger, pytest.raises(ApiError) as raised:
+        stranger.targets()
+    assert (raised.value.status, raised.value.code) == (401, "unauthenticated")
+
+
+def test_a_silent_address_is_unreachable(patience):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        Client(f"http://127.0.0.1:{port}", "tlr_x") as alone,
+        pytest.raises(ApiUnreachableError, match="tailor api"),
+    ):
+        alone.targets()
+
+
+def test_events_are_followed_until_the_search_has_ended(client, api, measured):
+    search = client.create_search(**spec(measured))
+    followed = client.events(search.id)
+    assert next(followed).type == "status"
+    with api.database.transaction() as session:
+        append_event(session, search.id, "warning", {"code": "tested"})
+    assert next(followed).data == {"code": "tested"}
+    client.cancel_search(search.id)
+    assert [event.data["status"] for event in followed] == ["cancelled"]
+
+
+def test_events_after_one_that_was_seen_are_not_repeated(client, measured):
+    search = client.create_search(**spec(measured))
+    client.cancel_search(search.id)
+    assert [event.number for event in client.events(search.id, after=1)] == [2]
+
+
+def test_waiting_returns_the_search_once_it_has_ended(client, measured):
+    search = client.create_search(**spec(measured))
+    canceller = threading.Timer(0.1, client.cancel_search, [search.id])
+    canceller.start()
+    assert client.wait(search.id, timeout_seconds=60).status == "cancelled"
+    canceller.join()
+
+
+def test_waiting_too_long_is_an_error_and_the_search_goes_on(client, measured):
+    search = client.create_search(**spec(measured))
+    with pytest.raises(SearchTimeoutError, match="queued"):
+        client.wait(search.id, timeout_seconds=0)
+    assert client.search(search.id).status == "queued"
+
+
+def test_files_are_listed_and_downloaded(client, api, measured):
+    search = client.create_search(**spec(measured))
+    sha256 = ArtifactStore(api.settings.resolved_artifacts_url).put(b"onnx")
+    row = SearchArtifact(
+        search_id=search.id, name="model.onnx", sha256=sha256, size_bytes=4, media_type="x/y"
+    )
+    with api.database.transaction() as session:
+        session.add(row)
+    (listed,) = client.artifacts(search.id).items
+    assert (listed.name, listed.sha256, listed.size_bytes) == ("model.onnx", sha256, 4)
+    assert client.download(search.id, "model.onnx") == b"onnx"
+
+
+def test_the_architecture_of_an_ended_search_is_typed(client, api, measured):
+    search = client.create_search(**spec(measured))
+    network = {
+        "architecture": "k3e1c24 k3e1c24 k3e1c40 k3e1c40 k3e1c80 k3e1c80",
+        "predicted_ms": 0.0214,
+        "measured": None,
+        "test_accuracy": None,
+        "parameters": 1,
+        "macs": 1,
+    }
+    result = {"network": network, "decodes": [], "frozen_slots": 0, "onnx_sha256": "0" * 64}
+    with api.database.transaction() as session:
+        row = get_search(session, search.id, lock=True)
+        end(session, row, "infeasible", code="budget_unreachable", result=result)
+    found = client.architecture(search.id)
+    assert found.architecture == network["architecture"]
+    assert found.within_budget is False
+    assert len(found.layer_ms) == 6
+    assert found.layers[0].startswith("conv_k3")
+    assert sum(found.layer_ms) < found.predicted_ms
+
+
+def test_keys_are_made_listed_and_revoked(client, api):
+    made = client.create_key("a program", "user")
+    listed = client.keys()
+    assert made.id in [key.id for key in listed]
+    client.revoke_key(made.id)
+    with Client(api.url, made.token) as revoked, pytest.raises(ApiError, match="revoked"):
+        revoked.targets()
