@@ -45,7 +45,7 @@ def demo(
         float | None, typer.Option(min=0.0, help="Latency budget; default: mid-band.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random draw.")] = 0,
-    epochs: Annotated[int, typer.Option(min=4, help="Search and training together.")] = 30,
+    epochs: Annotated[int, typer.Option(min=4, help="Search and training together.")] = 24,
     json: Annotated[
         bool, typer.Option("--json", help="Print the final document alone on standard output.")
     ] = False,

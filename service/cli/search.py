@@ -26,7 +26,7 @@ def create(
     budget_ms: Budget,
     space: Space = "micro",
     dataset: Dataset = "digits",
-    epochs: Annotated[int, typer.Option(help="Search and training together.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Search and training together.")] = 24,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     follow: Annotated[bool, typer.Option(help="Show progress until it ends.")] = False,
     url: Url = DEFAULT_URL,

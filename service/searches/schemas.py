@@ -35,7 +35,7 @@ class SearchCreate(Request):
     search_space: Name = "micro"
     dataset: Name = "digits"
     algorithm: Literal["dsnas"] = "dsnas"
-    epochs: Annotated[int, Field(ge=4, le=10_000)] = 30
+    epochs: Annotated[int, Field(ge=4, le=10_000)] = 24
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     random_baseline: bool = True
 
