@@ -15,6 +15,7 @@ from predictor.network import NetworkLatencyModel
 from search_core.space.space import SearchSpace
 
 _LEAST_MARGIN = 0.01
+_LEAST_EFFECT = 1e-3
 
 
 def fit_latency_model(
@@ -43,10 +44,11 @@ def fit_latency_model(
     sums = np.array([[sum(table.get(b, 0.0) for b in space.blocks(a))] for a in networks])
     measured = np.array([measured_ms[network_subject(space, a)] for a in networks])
     line = AffineCalibration().fit(sums, measured)
-    if not line.scale_ > 0.0:
+    effect = line.scale_ * float(np.ptp(sums)) / float(np.median(measured))
+    if not effect > _LEAST_EFFECT:
         raise UnusableMeasurementsError(
-            f"networks of larger block sums measured no slower (scale {line.scale_:.3g}); "
-            "measure the target again when it is quiet"
+            "networks of larger block sums measured no slower: from the smallest to the largest "
+            f"they gain {effect:.1%} of a network; measure the target again when it is quiet"
         )
     left_out = np.array(
         [

@@ -1,5 +1,6 @@
 """A fitted latency model of one space on one target: plain numbers, JSON both ways."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,12 +56,11 @@ class NetworkLatencyModel:
         Raises:
             ModelDocumentError: the document is damaged or of an unknown format.
         """
-        if document.get("format") != FORMAT:
-            raise ModelDocumentError(
-                f"latency model format {document.get('format')!r} is unknown; expected {FORMAT}"
-            )
+        known = document.get("format"), document.get("unit")
+        if known != (FORMAT, "ms"):
+            raise ModelDocumentError(f"a latency model is {FORMAT} in ms, got {known}")
         try:
-            return cls(
+            model = cls(
                 space_digest=str(document["space_digest"]),
                 offset_ms=float(document["offset_ms"]),
                 table_ms=tuple(tuple(float(ms) for ms in row) for row in document["table_ms"]),
@@ -68,3 +68,7 @@ class NetworkLatencyModel:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelDocumentError(f"damaged latency model: {error!r}") from error
+        numbers = [model.offset_ms, model.margin, *(ms for row in model.table_ms for ms in row)]
+        if not all(map(math.isfinite, numbers)):
+            raise ModelDocumentError("damaged latency model: a number is not finite")
+        return model

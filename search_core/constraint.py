@@ -27,6 +27,10 @@ class AugmentedLagrangian:
     equality: bool = False
     multiplier: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.budget > 0.0:
+            raise ValueError(f"a budget is greater than 0, got {self.budget:g}")
+
     def penalty(self, expected: torch.Tensor) -> torch.Tensor:
         """What to add to the loss, a scalar differentiable in the expected cost."""
         violation = expected / self.budget - 1.0

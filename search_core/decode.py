@@ -48,7 +48,7 @@ def decode(
         cheapest = min((c for _, c, _ in allowed[slot]), default=math.inf)
         least_to_come[slot] = least_to_come[slot + 1] + cheapest
     slack = 1e-12 * max(1.0, abs(budget))  # the order of summation must not decide
-    if least_to_come[0] > budget + slack:
+    if least_to_come[0] == math.inf or least_to_come[0] > budget + slack:
         raise BudgetUnreachableError(budget, least_to_come[0])
 
     front: list[_Partial | None] = [None]

@@ -9,9 +9,8 @@ import torch
 class Freezer:
     """Freezes a slot once its best candidate leads by `threshold` (DSNAS, section 3.3).
 
-    A frozen slot keeps its logits, its optimiser state and its choice; only `frozen` is
-    state, so a checkpoint that stores it restores the decision itself and not merely the
-    logits it was read from.
+    A frozen slot keeps its logits and its choice; only `frozen` is state, so a checkpoint that
+    stores it restores the decision itself and not merely the logits it was read from.
 
     Attributes:
         threshold: least lead of the best probability over the second.

@@ -174,6 +174,7 @@ def run_search(
         estimate = estimator.estimate(
             supernet, p.detach(), batch, recipe.label_smoothing, stream(seed, "path", step)
         )
+        check_finite(estimate.loss, step)
         set_rate(weight_optimizer, recipe.rate_at(step))
         weight_optimizer.step()
 
@@ -193,7 +194,6 @@ def run_search(
 
         # once an epoch: freeze, price, report, checkpoint
         if step % epoch_steps == 0 or step == config.search_steps:
-            check_finite(estimate.loss, step)
             if step > config.warmup_steps:
                 freezer.update(probabilities().detach())
             p = probabilities().detach()

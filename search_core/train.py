@@ -141,7 +141,7 @@ def train_network(
 
 @torch.no_grad()
 def recalibrate_batch_norm(network: nn.Module, data: ImageDataset, batch_size: int = 256) -> None:
-    """Replace running statistics by the plain average over the training images.
+    """Replace running statistics by their plain average over batches of all training images.
 
     Statistics gathered while many paths shared a layer describe none of them.
     """

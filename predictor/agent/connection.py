@@ -67,7 +67,7 @@ class ServerRefusedError(Exception):
 
 def _passing(error: BaseException) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in (429, 502, 503, 504)
+        return error.response.is_server_error or error.response.status_code == 429
     return isinstance(error, httpx.TransportError)
 
 

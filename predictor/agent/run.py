@@ -68,7 +68,7 @@ def run_agent(
                     break
                 items.append(_perform(task, connection, runtime, anchors, say))
                 journal.add(JournalEntry(batch_id, items))  # kept even if we die now
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             say(f"the API is out of reach, trying again: {error}")
             if should_stop():
                 return
@@ -90,7 +90,7 @@ def _perform(
             )
         run = runtime.load(connection.download(task.model_sha256))
         measurement = _measure_until_quiet(run, anchors[task.anchor_sha256], task)
-    except RuntimeFailedError as error:
+    except (RuntimeFailedError, ServerRefusedError) as error:
         say(f"{task.subject}: unsupported: {error}")
         return {**result, "failure": {"code": "unsupported", "detail": str(error)[:500]}}
     except TooNoisyError as error:

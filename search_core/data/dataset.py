@@ -47,6 +47,11 @@ class ImageDataset:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in one pass; the remainder waits for the next shuffle."""
+        if not 0 < batch_size <= len(self.train_images):
+            raise ValueError(
+                f"{self.name} has {len(self.train_images)} training images; "
+                f"a batch of {batch_size} cannot be drawn"
+            )
         return len(self.train_images) // batch_size
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:

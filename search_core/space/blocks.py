@@ -26,7 +26,8 @@ class BlockKind(StrEnum):
 _BLOCK = re.compile(
     r"(?P<kind>conv|mbconv|zero|classifier)"
     r"_k(?P<kernel>[1-9]\d*)_e(?P<expansion>[1-9]\d*)_s(?P<stride>[1-9]\d*)"
-    r"_i(?P<in_channels>[1-9]\d*)_o(?P<out_channels>[1-9]\d*)_r(?P<resolution_px>[1-9]\d*)"
+    r"_i(?P<in_channels>[1-9]\d*)_o(?P<out_channels>[1-9]\d*)_r(?P<resolution_px>[1-9]\d*)",
+    re.ASCII,
 )
 
 

@@ -19,7 +19,7 @@ _STRIDES_IMAGENET = (2, 2, 2, 1, 2, 1)
 _STRIDES_CIFAR = (1, 1, 2, 1, 2, 1)
 _STEM_CHANNELS, _FIRST_CHANNELS, _MIX_CHANNELS = 32, 16, 1280
 
-_TOKEN = re.compile(r"k([1-9]\d*)e([1-9]\d*)c([1-9]\d*)|Z")
+_TOKEN = re.compile(r"k([1-9]\d*)e([1-9]\d*)c([1-9]\d*)|Z", re.ASCII)
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -57,23 +57,23 @@ def mbconv_network(
         ArchitectureSyntaxError: naming the position and the token at fault.
     """
     tokens = text.split()
-    strides = [1] + [
-        stride if position == 0 else 1
+    places = [(1, True)] + [  # stride, and whether the shape may change there
+        (stride if position == 0 else 1, position == 0)
         for depth, stride in zip(_DEPTHS, _STRIDES_IMAGENET, strict=True)
         for position in range(depth)
     ]
-    if len(tokens) != len(strides):
+    if len(tokens) != len(places):
         raise ArchitectureSyntaxError(
-            f"a ProxylessNAS string has {len(strides)} tokens, the first block's included; "
+            f"a ProxylessNAS string has {len(places)} tokens, the first block's included; "
             f"got {len(tokens)}"
         )
     blocks = [BlockSpec(BlockKind.CONV, 3, 1, 2, 3, stem_channels, resolution_px)]
-    for position, (token, stride) in enumerate(zip(tokens, strides, strict=True)):
+    for position, (token, (stride, changes)) in enumerate(zip(tokens, places, strict=True)):
         match = _TOKEN.fullmatch(token)
-        if match is None or (token == "Z" and stride != 1):
+        if match is None or (token == "Z" and changes):
             raise ArchitectureSyntaxError(
                 f"token {position} is {token!r}; expected kKeEcC such as k5e3c32"
-                + (", or Z" if stride == 1 else "")
+                + ("" if changes else ", or Z")
             )
         last = blocks[-1]
         if token == "Z":

@@ -105,3 +105,11 @@ def test_a_missing_block_is_named(micro, synthetic_kit):
     with pytest.raises(MissingMeasurementsError) as caught:
         fit_latency_model(micro, measured)
     assert caught.value.subjects == [gone]
+
+
+@pytest.mark.parametrize("ms", [0.003, 0.07, 1.0, 3.0, 17.0])
+def test_networks_that_all_measure_the_same_fit_no_model(micro, synthetic_kit, ms):
+    measured = synthetic_kit(micro)
+    flat = {s: ms if s.startswith("network:") else t for s, t in measured.items()}
+    with pytest.raises(UnusableMeasurementsError):
+        fit_latency_model(micro, flat)

@@ -48,7 +48,7 @@ def test_a_document_survives_json_to_the_last_bit(model):
 
 @pytest.mark.parametrize("format_", ["tailor-latency-model/2", "", None])
 def test_an_unknown_format_is_refused(model, format_):
-    with pytest.raises(ModelDocumentError, match="is unknown; expected tailor-latency-model/1"):
+    with pytest.raises(ModelDocumentError, match="a latency model is tailor-latency-model/1 in ms"):
         NetworkLatencyModel.from_document({**model.to_document(), "format": format_})
 
 
@@ -67,3 +67,10 @@ def test_a_document_without_a_field_is_damaged(model, field):
 def test_a_document_with_a_field_that_is_no_number_is_damaged(model, damage):
     with pytest.raises(ModelDocumentError, match="damaged"):
         NetworkLatencyModel.from_document({**model.to_document(), **damage})
+
+
+@pytest.mark.parametrize(("key", "value"), [("unit", "us"), ("offset_ms", float("nan"))])
+def test_another_unit_or_a_number_that_is_none_is_refused(key, value):
+    document = NetworkLatencyModel("d", 0.1, ((1.0, 2.0),), 0.02).to_document()
+    with pytest.raises(ModelDocumentError):
+        NetworkLatencyModel.from_document({**document, key: value})

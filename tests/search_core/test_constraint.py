@@ -75,3 +75,9 @@ def test_an_equality_pays_for_an_architecture_under_the_budget():
     constraint.update(1.0)
     assert constraint.multiplier == pytest.approx(-0.25)
     assert price(constraint, 1.0) == pytest.approx((-0.25 - 0.25) / 2.0)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
+def test_a_budget_that_is_not_positive_is_refused(budget):
+    with pytest.raises(ValueError, match="greater than 0"):
+        AugmentedLagrangian(budget)

@@ -184,3 +184,8 @@ def test_no_network_of_the_proxyless_space_is_faster_than_its_minimum(proxyless,
     with pytest.raises(BudgetUnreachableError) as caught:
         decode(utilities, rows_ms, 29.6 - fixed_ms)
     assert fixed_ms + caught.value.minimum == pytest.approx(29.60878, abs=ROUNDING_MS)
+
+
+def test_a_slot_without_a_permitted_candidate_is_unreachable_at_any_budget():
+    with pytest.raises(BudgetUnreachableError):
+        decode([[0.0], [-math.inf]], [[1.0], [1.0]], math.inf)

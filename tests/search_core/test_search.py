@@ -309,3 +309,9 @@ def test_frozen_slots_give_way_where_the_budget_demands_it(tiny):
 def test_a_budget_below_every_architecture_is_unreachable(tiny):
     with pytest.raises(BudgetUnreachableError):
         result_with(tiny).decide(COST, 12.9)
+
+
+def test_a_loss_that_diverges_while_logits_are_searched_is_still_named(tiny, data):
+    recipe = replace(CONFIG.recipe, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(NonFiniteLossError):
+        run_search(tiny, replace(CONFIG, recipe=recipe, warmup_steps=0), data, macs_cost(tiny))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from search_core.data.dataset import ImageDataset
+from search_core.data.load import load_dataset
 
 
 def numbered(n_train, *, shift_px=0, flip=False):
@@ -113,3 +114,9 @@ def test_each_channel_is_normalised_by_its_own_mean_and_deviation():
 
 def test_the_shape_is_that_of_one_image(data):
     assert data.shape == (1, 8, 8)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused():
+    data = load_dataset("digits")
+    with pytest.raises(ValueError, match="1437 training images"):
+        data.training_batch(seed=0, step=0, batch_size=2000)

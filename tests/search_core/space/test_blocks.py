@@ -124,3 +124,8 @@ def test_zero_costs_nothing():
 )
 def test_only_a_searchable_block_that_keeps_its_shape_has_a_shortcut(text, has_shortcut):
     assert BlockSpec.parse(text).has_shortcut is has_shortcut
+
+
+def test_digits_of_other_scripts_are_no_numbers():
+    with pytest.raises(BlockSyntaxError):
+        BlockSpec.parse("conv_k1\u0663_e1_s1_i1_o1_r1")

@@ -98,7 +98,7 @@ def test_channels_are_rounded_to_multiples_of_eight_never_far_down(value, rounde
     [
         ("k3e1c16", "22 tokens"),
         (" ".join(["k3e1c16"] * 21 + ["x"]), "token 21"),
-        (" ".join(["Z"] * 22), "token 1"),
+        (" ".join(["Z"] * 22), "token 0"),
     ],
 )
 def test_a_bad_string_names_the_token_at_fault(text, named):
@@ -109,3 +109,11 @@ def test_a_bad_string_names_the_token_at_fault(text, named):
 def test_an_unknown_network_lists_the_known_ones():
     with pytest.raises(ArchitectureSyntaxError, match="proxyless_mobile_14"):
         published_network("nasnet")
+
+
+@pytest.mark.parametrize("position", [0, 1, 5, 9, 13, 17, 21])
+def test_zero_is_refused_where_the_shape_changes(position):
+    tokens = ["k3e3c16"] * 22
+    tokens[position] = "Z"
+    with pytest.raises(ArchitectureSyntaxError, match=f"token {position} is 'Z'"):
+        mbconv_network(" ".join(tokens))
