@@ -159,6 +159,7 @@ def architecture(search_id: str, session: ReadSession, _: User) -> ArchitectureR
         within_budget=search.status == "succeeded",
         layers=[str(block) for block in space.blocks(decided)],
         layer_ms=[row[choice] for row, choice in rows],
+        seconds_by_phase=search.seconds_by_phase,
     )
 
 

@@ -148,7 +148,8 @@ class ArchitectureRead(NetworkResult):
     latency_budget_ms: float
     within_budget: bool
     layers: list[str]
-    layer_ms: list[float | None] = Field(description="Predicted ms of each searched slot.")
+    layer_ms: list[float] = Field(description="Predicted ms of each searched slot.")
+    seconds_by_phase: dict[str, float] = Field(description="Computation spent, of every attempt.")
 
 
 class EventRead(Resource):
