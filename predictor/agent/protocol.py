@@ -42,7 +42,7 @@ class Protocol:
     warmup_runs: int = 10
     warmup_seconds: float = 0.03
     min_runs: int = 50
-    min_seconds: float = 0.08
+    min_seconds: float = 0.04
     max_seconds: float = 3.0
     slice_seconds: float = 0.004
     interval: float = 0.01
@@ -54,7 +54,7 @@ class Protocol:
 EFFORTS: dict[Effort, Protocol] = {
     "table": Protocol(),
     "certificate": Protocol(
-        warmup_seconds=0.5, min_runs=1024, min_seconds=1.0, max_seconds=20.0, interval=0.005
+        warmup_seconds=0.5, min_runs=1024, min_seconds=0.5, max_seconds=20.0, interval=0.005
     ),
 }
 
