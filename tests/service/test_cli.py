@@ -127,6 +127,7 @@ def test_an_impossible_budget_exits_with_3_and_one_line(tailor, measured):
         (("search", "architecture", "srch_nobody"), "not_found"),
         (("search", "create", "--target", "tgt_x", "--budget-ms", "1"), "invalid_request"),
         (("search", "create", "--target", "tgt_x", "--budget-ms", "-1"), "invalid_request"),
+        (("search", "create", "--target", "tgt_x", "--budget-ms", "nan"), "invalid_request"),
         (("keys", "revoke", "key_nobody"), "not_found"),
         (("targets", "list", "--api-key", "tlr_guessed"), "unauthenticated"),
     ],

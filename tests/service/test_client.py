@@ -71,6 +71,13 @@ def test_a_problem_is_an_error_with_its_code_and_fields(client, measured):
     assert raised.value.problem["fastest_ms"] > 0.001
 
 
+def test_a_budget_that_is_no_number_is_a_problem_of_the_api(client, measured):
+    for call in (client.create_search, client.preflight):
+        with pytest.raises(ApiError) as raised:
+            call(**spec(measured, latency_budget_ms=float("nan")))
+        assert raised.value.problem["errors"][0]["field"] == "latency_budget_ms"
+
+
 def test_a_client_without_a_key_is_told_so(api):
     with Client(api.url, None) as stranger, pytest.raises(ApiError) as raised:
         stranger.targets()

@@ -38,8 +38,10 @@ def wrong_fields(problem: dict) -> list[str]:
 
 def finish(api, search: dict, status: str = "failed") -> None:
     """End a search as an attempt would."""
-    with api.database.transaction() as session:
+    _, context = api.claim(search)
+    with context.transaction() as (session, job):
         end(session, get_search(session, search["id"], lock=True), status, code="tested")
+        jobs.finish(session, job, "failed" if status == "failed" else "succeeded")
 
 
 # -- creating --------------------------------------------------------------------------

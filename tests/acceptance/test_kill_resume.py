@@ -1,0 +1,195 @@
+"""Killing an attempt or a worker costs a search nothing but time: real processes, real SIGKILL."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 9  # of which three search
+TERMINAL = {"succeeded", "infeasible", "failed", "cancelled"}
+PATIENCE = {"seconds": 300.0, "pause_seconds": 0.2}  # only an end to waiting
+
+
+@contextmanager
+def process(home: Path, *words: str, **options) -> Iterator[subprocess.Popen]:
+    """`tailor` with these words over the installation in `home`, until the block ends."""
+    environment = {
+        **os.environ,
+        "TAILOR_HOME": str(home),
+        "TAILOR_JOB_LEASE_SECONDS": "3",
+        "TAILOR_ATTEMPT_THREADS": "1",  # sums in one order, so that runs can be compared
+    }
+    with (home / f"{words[0]}.log").open("ab") as log:
+        command = [sys.executable, "-m", "service.cli", *words]
+        started = subprocess.Popen(command, env=environment, stderr=log, **options)
+    try:
+        yield started
+    finally:
+        started.terminate()
+        started.wait(PATIENCE["seconds"])
+        if started.stdout is not None:
+            started.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory, connect):
+    """A running API of an empty installation, as the client sees it."""
+    home = tmp_path_factory.mktemp("installation")
+    with process(home, "api", "--port", "0", stdout=subprocess.PIPE, text=True) as api:
+        told: dict[str, str] = {}
+        for line in api.stdout:  # ends when the API dies
+            name, _, value = line.strip().partition("=")
+            told[name] = value
+            if name == "TAILOR_READY":
+                break
+        assert set(told) == {"TAILOR_API_KEY", "TAILOR_URL", "TAILOR_READY"}
+        client = connect(Settings(home=home), told["TAILOR_URL"], told["TAILOR_API_KEY"])
+        yield client
+        client.close()
+
+
+@contextmanager
+def working(installation) -> Iterator[psutil.Process]:
+    """A worker of the installation."""
+    with process(installation.settings.home, "worker") as worker:
+        yield psutil.Process(worker.pid)
+
+
+@pytest.fixture(scope="module")
+def device(installation, eventually):
+    """An agent of a measured target that answers whatever it is asked."""
+    enrolled = installation.enrol_with_kit()
+    with enrolled.answering():
+        with working(installation):
+            eventually(lambda: latency_models(installation), "no latency model", **PATIENCE)
+        yield enrolled
+
+
+def latency_models(installation) -> list[dict]:
+    return installation.http.get("/v1/latency-models").json()["items"]
+
+
+def new_search(installation, device) -> dict:
+    """A search of the spec that all of them share."""
+    (model,) = latency_models(installation)
+    budget_ms = (model["fastest_ms"] + model["slowest_ms"]) / 2
+    spec = {"epochs": EPOCHS, "seed": 5, "random_baseline": False}
+    return installation.search(device.target_id, budget_ms, **spec)
+
+
+def finished(installation, search: dict, eventually) -> dict:
+    """The search once it has ended, which must be well."""
+
+    def ended() -> dict | None:
+        found = installation.read(search)
+        return found if found["status"] in TERMINAL else None
+
+    found = eventually(ended, "the search goes on", **PATIENCE)
+    assert found["status"] == "succeeded", found["status_reason"]
+    measured_ms = found["result"]["network"]["measured"]["median_ms"]
+    assert measured_ms <= found["spec"]["latency_budget_ms"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(installation, device, eventually) -> dict:
+    """The same search with nobody killed."""
+    search = new_search(installation, device)
+    with working(installation):
+        found = finished(installation, search, eventually)
+    assert outcomes(found) == ["succeeded"]
+    assert warnings(installation, found) == []
+    return found
+
+
+def outcomes(search: dict) -> list[str]:
+    return [attempt["outcome"] for attempt in search["attempts"]]
+
+
+def warnings(installation, search: dict) -> list[str]:
+    events = installation.events(search)
+    return [event["data"]["code"] for event in events if event["type"] == "warning"]
+
+
+def reports(installation, search: dict, phase: str) -> int:
+    """How often the search has reported progress in a phase."""
+    events = installation.events(search)
+    return sum(e["type"] == "metrics" and e["data"]["phase"] == phase for e in events)
+
+
+def attempt_of(worker: psutil.Process) -> psutil.Process:
+    (attempt,) = [c for c in worker.children() if "service.attempt" in c.cmdline()]
+    return attempt
+
+
+def is_gone(found: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return found.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def assert_equal_answers(search: dict, unbroken: dict) -> None:
+    """Not alike but equal: the resumed run took the very same steps."""
+    mine, other = search["result"]["network"], unbroken["result"]["network"]
+    assert mine["architecture"] == other["architecture"]
+    assert mine["test_accuracy"] == other["test_accuracy"]
+    assert search["result"]["onnx_sha256"] == unbroken["result"]["onnx_sha256"]
+
+
+def test_a_search_whose_attempt_is_killed_resumes_and_finds_the_same_network(
+    installation, device, unbroken, eventually
+):
+    search = new_search(installation, device)
+    with working(installation) as worker:
+        eventually(
+            lambda: reports(installation, search, "searching") >= 2, "no progress", **PATIENCE
+        )
+        attempt_of(worker).kill()
+        found = finished(installation, search, eventually)
+    assert outcomes(found) == ["crashed", "succeeded"]
+    assert warnings(installation, search) == ["crashed", "resumed"]
+    assert_equal_answers(found, unbroken)
+
+
+def test_a_search_whose_worker_is_killed_goes_on_with_another_and_finds_the_same_network(
+    installation, device, unbroken, eventually
+):
+    search = new_search(installation, device)
+    with working(installation) as worker:
+        eventually(
+            lambda: reports(installation, search, "training") >= 1, "no progress", **PATIENCE
+        )
+        attempt = attempt_of(worker)
+        worker.kill()
+        eventually(lambda: is_gone(attempt), "the attempt has outlived its worker")
+    with working(installation):
+        found = finished(installation, search, eventually)
+    assert outcomes(found) == ["worker_lost", "succeeded"]
+    # the search was over: its checkpoint, then the child's
+    assert warnings(installation, search) == ["worker_lost", "resumed", "resumed"]
+    assert_equal_answers(found, unbroken)
+
+
+def test_events_stay_numbered_densely_whoever_is_killed(installation, unbroken):
+    for search in installation.http.get("/v1/searches").json()["items"]:
+        numbers = [event["number"] for event in installation.events(search)]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_files_of_a_search_are_those_its_manifest_names(installation, unbroken):
+    files = installation.http.get(f"/v1/searches/{unbroken['id']}/artifacts").json()["items"]
+    hashes = {file["name"]: file["sha256"] for file in files}
+    assert set(hashes) == {"model.onnx", "weights.safetensors", "manifest.json"}
+    url = next(file["url"] for file in files if file["name"] == "manifest.json")
+    manifest = installation.http.get(url).json()
+    assert manifest["files"] == {n: h for n, h in hashes.items() if n != "manifest.json"}
+    assert manifest["result"]["network"] == unbroken["result"]["network"]

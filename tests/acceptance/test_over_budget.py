@@ -1,0 +1,132 @@
+"""Nothing succeeds above its budget: devices that are slower than their latency model says."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+
+from predictor.network import NetworkLatencyModel
+from search_core.space.presets import get_space
+from search_core.space.space import Architecture
+from service.latency_models.repository import active_model
+from service.searches.tasks import HEADROOM, run_search_job
+
+pytestmark = pytest.mark.slow
+
+Stopwatch = Callable[[dict, float], float]
+"""What a device takes for a task, given what its latency model says."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small gain nothing from a second thread, and lose on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run_search(api, device, budget_ms: float, stopwatch: Stopwatch) -> tuple[dict, list[dict]]:
+    """A search run in this process on a device like that, and what it was told."""
+    space = get_space("micro")
+    answers = []
+
+    def answer(task: dict) -> dict:
+        text = task["subject"].removeprefix("network:micro@1:")
+        predicted_ms = predict(api, device, space.parse(text))
+        answers.append({**task, "ms": stopwatch(task, predicted_ms)})
+        return device.result(task, answers[-1]["ms"])
+
+    search = api.search(device.target_id, budget_ms, epochs=4, random_baseline=False)
+    claim, context = api.claim(search)
+    context.settings = context.settings.model_copy(update={"attempt_threads": 1})
+    with device.answering(answer):
+        run_search_job(context, claim.subject_id)
+    return api.read(search), answers
+
+
+def predict(api, device, architecture: Architecture) -> float:
+    with api.database.reading() as session:
+        row = active_model(session, device.target_id, get_space("micro").digest)
+    return NetworkLatencyModel.from_document(row.document).predict_ms(architecture)
+
+
+def middle_of_the_band(api, device) -> float:
+    params = {"target": device.target_id}
+    (model,) = api.http.get("/v1/latency-models", params=params).json()["items"]
+    return (model["fastest_ms"] + model["slowest_ms"]) / 2
+
+
+def test_a_device_that_is_slower_for_a_while_gets_a_faster_network(api, measured):
+    budget_ms = middle_of_the_band(api, measured)
+    too_slow = {"table": [True, False], "certificate": [True]}  # in order; then never again
+
+    def stopwatch(task: dict, predicted_ms: float) -> float:
+        script = too_slow[task["effort"]]
+        return 1.1 * budget_ms if script and script.pop(0) else predicted_ms
+
+    search, answers = run_search(api, measured, budget_ms, stopwatch)
+    assert search["status"] == "succeeded"
+    result = search["result"]
+    assert result["network"]["measured"]["median_ms"] <= budget_ms
+
+    decodes = result["decodes"]
+    assert len(decodes) == 3  # the first was too slow, the second failed its certificate
+    assert decodes[0]["measured_ms"] > budget_ms
+    assert all(after["limit_ms"] < before["limit_ms"] for before, after in pairwise(decodes))
+    assert decodes[-1]["architecture"] == result["network"]["architecture"]
+    assert decodes[-1]["measured_ms"] <= budget_ms * (1 - HEADROOM)
+
+    certified = [answer for answer in answers if answer["effort"] == "certificate"]
+    assert [answer["ms"] > budget_ms for answer in certified] == [True, False]
+    assert certified[-1]["model_sha256"] == result["onnx_sha256"]
+    phases = [e["data"]["phase"] for e in api.events(search) if e["type"] == "phase"]
+    assert phases == [
+        "searching",
+        *("deriving", "training", "verifying"),
+        *("deriving", "training", "verifying"),
+    ]
+
+
+def test_a_device_on_which_nothing_meets_the_budget_ends_infeasible_with_the_nearest(api, measured):
+    budget_ms = middle_of_the_band(api, measured)
+    search, answers = run_search(
+        api, measured, budget_ms, lambda _, predicted_ms: budget_ms + predicted_ms
+    )
+    assert search["status"] == "infeasible"
+    assert search["status_reason"]["code"] == "budget_unreachable"
+    nearest = search["result"]["network"]
+    nearest_ms = min(answer["ms"] for answer in answers)
+    assert nearest["measured"]["median_ms"] == nearest_ms > budget_ms
+    assert f"{nearest_ms:.4g} ms" in search["status_reason"]["text"]
+    assert nearest["test_accuracy"] is None  # it was never trained
+    assert [answer["effort"] for answer in answers] == ["table"] * len(answers)
+    assert len(search["result"]["decodes"]) == len(answers) > 1
+    assert "verifying" not in search["seconds_by_phase"]
+    assert search["attempts"][0]["outcome"] == "succeeded"  # the job; nothing broke
+
+    architecture = api.http.get(f"/v1/searches/{search['id']}/architecture").json()
+    assert architecture["architecture"] == nearest["architecture"]
+    assert architecture["within_budget"] is False
+    assert api.http.get(f"/v1/searches/{search['id']}/artifacts").json()["items"] == []
+
+
+def test_a_running_search_that_is_cancelled_stops_at_its_next_step(api, measured):
+    search = api.search(measured.target_id, epochs=1000)
+    claim, context = api.claim(search)
+    assert api.http.post(f"/v1/searches/{search['id']}/cancel").json()["status"] == "cancelling"
+    run_search_job(context, claim.subject_id)
+    ended = api.read(search)
+    assert (ended["status"], ended["status_reason"]["code"]) == ("cancelled", "user_cancelled")
+    assert [attempt["outcome"] for attempt in ended["attempts"]] == ["cancelled"]
+
+
+def test_a_device_that_cannot_run_the_network_ends_the_search_failed(api, measured):
+    search = api.search(measured.target_id, epochs=4)
+    claim, context = api.claim(search)
+    with measured.answering(lambda task: measured.failure(task, "unsupported")):
+        run_search_job(context, claim.subject_id)
+    ended = api.read(search)
+    assert (ended["status"], ended["status_reason"]["code"]) == ("failed", "unsupported")
+    assert ended["result"] is None
