@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import ssl
 import tempfile
@@ -331,6 +332,9 @@ def postgres() -> Iterator[Callable[..., str]]:
         return server.get_uri(name, "psycopg")
 
     yield create
+    postmaster = server.get_postmaster_info().process
+    postmaster.send_signal(signal.SIGQUIT)  # at once, without writing out what nobody will read
+    postmaster.wait(DEADLINE_SECONDS)
     server.cleanup()
     shutil.rmtree(home)
 
@@ -379,12 +383,35 @@ def empty_database(request, new_store):
     database.dispose()
 
 
+@pytest.fixture(scope="session")
+def emptied_postgres(new_store) -> Callable[[], str]:
+    """The URL of a migrated PostgreSQL store whose rows of the test before are gone."""
+    from sqlalchemy import text
+
+    from service.db.database import Database
+    from service.db.models import Base
+
+    url: list[str] = []
+
+    def emptied() -> str:
+        if not url:
+            url.append(new_store("postgres", migrated=True))
+        database = Database(url[0])
+        with database.transaction() as session:
+            session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)}"))
+        database.dispose()
+        return url[0]
+
+    return emptied
+
+
 @pytest.fixture(params=BOTH_STORES)
-def database(request, new_store):
-    """A migrated store, on SQLite and on PostgreSQL."""
+def database(request, new_store, emptied_postgres):
+    """A migrated store without rows, on SQLite and on PostgreSQL."""
     from service.db.database import Database
 
-    database = Database(new_store(request.param, migrated=True))
+    on_postgres = request.param == "postgres"
+    database = Database(emptied_postgres() if on_postgres else new_store("sqlite", migrated=True))
     yield database
     database.dispose()
 

@@ -137,50 +137,48 @@ def is_gone(found: psutil.Process) -> bool:
     return True
 
 
-def assert_equal_answers(search: dict, unbroken: dict) -> None:
-    """Not alike but equal: the resumed run took the very same steps."""
-    mine, other = search["result"]["network"], unbroken["result"]["network"]
-    assert mine["architecture"] == other["architecture"]
-    assert mine["test_accuracy"] == other["test_accuracy"]
-    assert search["result"]["onnx_sha256"] == unbroken["result"]["onnx_sha256"]
-
-
-def test_a_search_whose_attempt_is_killed_resumes_and_finds_the_same_network(
-    installation, device, unbroken, eventually
-):
+@pytest.fixture(scope="module")
+def battered(installation, device, unbroken, eventually) -> dict:
+    """The same search, its attempt killed while it searched, its worker while it trained."""
     search = new_search(installation, device)
+
+    def wait_for_reports(phase: str, n: int) -> None:
+        enough = f"not {n} reports of {phase}"
+        eventually(lambda: reports(installation, search, phase) >= n, enough, **PATIENCE)
+
     with working(installation) as worker:
-        eventually(
-            lambda: reports(installation, search, "searching") >= 2, "no progress", **PATIENCE
-        )
+        wait_for_reports("searching", 2)
         attempt_of(worker).kill()
-        found = finished(installation, search, eventually)
-    assert outcomes(found) == ["crashed", "succeeded"]
-    assert warnings(installation, search) == ["crashed", "resumed"]
-    assert_equal_answers(found, unbroken)
-
-
-def test_a_search_whose_worker_is_killed_goes_on_with_another_and_finds_the_same_network(
-    installation, device, unbroken, eventually
-):
-    search = new_search(installation, device)
-    with working(installation) as worker:
-        eventually(
-            lambda: reports(installation, search, "training") >= 1, "no progress", **PATIENCE
-        )
+        wait_for_reports("training", 1)
         attempt = attempt_of(worker)
         worker.kill()
         eventually(lambda: is_gone(attempt), "the attempt has outlived its worker")
     with working(installation):
-        found = finished(installation, search, eventually)
-    assert outcomes(found) == ["worker_lost", "succeeded"]
-    # the search was over: its checkpoint, then the child's
-    assert warnings(installation, search) == ["worker_lost", "resumed", "resumed"]
-    assert_equal_answers(found, unbroken)
+        return finished(installation, search, eventually)
 
 
-def test_events_stay_numbered_densely_whoever_is_killed(installation, unbroken):
-    for search in installation.http.get("/v1/searches").json()["items"]:
+def test_a_search_succeeds_although_its_attempt_and_its_worker_are_killed(battered):
+    assert outcomes(battered) == ["crashed", "worker_lost", "succeeded"]
+
+
+def test_each_attempt_goes_on_from_the_last_checkpoint(installation, battered):
+    # the last one finds the search over, and the child begun
+    assert warnings(installation, battered) == [
+        *("crashed", "resumed"),
+        *("worker_lost", "resumed", "resumed"),
+    ]
+
+
+def test_a_search_that_was_killed_twice_finds_the_same_network(battered, unbroken):
+    """Not alike but equal: the resumed runs took the very same steps."""
+    mine, other = battered["result"]["network"], unbroken["result"]["network"]
+    assert mine["architecture"] == other["architecture"]
+    assert mine["test_accuracy"] == other["test_accuracy"]
+    assert battered["result"]["onnx_sha256"] == unbroken["result"]["onnx_sha256"]
+
+
+def test_events_stay_numbered_densely_whoever_is_killed(installation, unbroken, battered):
+    for search in (unbroken, battered):
         numbers = [event["number"] for event in installation.events(search)]
         assert numbers == list(range(1, len(numbers) + 1))
 
