@@ -23,6 +23,8 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+EXIT_USAGE = 2
+EXIT_STATUS = {"succeeded": 0, "infeasible": 3, "failed": 4, "cancelled": 5}
 
 _WIDTH_OF_A_PIPE = 160
 _stdout = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)

@@ -19,15 +19,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.cli.connection import key_path, ms, print_json, saved_key
+from service.cli.connection import EXIT_STATUS, key_path, ms, print_json, saved_key
 from service.cli.progress import PhaseLines, follow_events, result_table
 from service.client.client import Client
 from service.client.errors import ApiError, TailorClientError
 from service.latency_models.schemas import LatencyModelRead
 from service.searches.schemas import SearchRead
 from service.settings import Settings
-
-EXIT_STATUS = {"succeeded": 0, "infeasible": 3, "failed": 4, "cancelled": 5}
 
 _SPACE = "micro"
 _BUDGET_IN_BAND = 0.5

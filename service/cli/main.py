@@ -6,11 +6,9 @@ import typer
 from rich.console import Console
 
 from service.cli import agent, demo, keys, processes, search, targets
+from service.cli.connection import EXIT_STATUS, EXIT_USAGE
 from service.client.errors import ApiError, ApiUnreachableError
 from service.version import VERSION
-
-EXIT_USAGE = 2
-EXIT_INFEASIBLE = 3
 
 app = typer.Typer(
     help="Give a device and a latency budget; get a network measured on it to be under it.",
@@ -40,7 +38,7 @@ def main() -> None:
         app()
     except ApiError as error:
         Console(stderr=True).print(f"[red]error[/red] {error.code}: {error}", soft_wrap=True)
-        sys.exit(EXIT_INFEASIBLE if error.code == "budget_unreachable" else EXIT_USAGE)
+        sys.exit(EXIT_STATUS["infeasible"] if error.code == "budget_unreachable" else EXIT_USAGE)
     except ApiUnreachableError as error:
         Console(stderr=True).print(f"[red]error[/red] {error}", soft_wrap=True)
         sys.exit(EXIT_USAGE)

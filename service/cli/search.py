@@ -6,13 +6,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli.connection import DEFAULT_URL, Json, Key, Url, connect, ms, print_json, print_table
+from service.cli.connection import (
+    DEFAULT_URL,
+    EXIT_STATUS,
+    Json,
+    Key,
+    Url,
+    connect,
+    ms,
+    print_json,
+    print_table,
+)
 from service.cli.progress import follow_search, result_table
 from service.searches.schemas import SearchRead
 
 app = typer.Typer(help="Searches: a budget in, a measured network out.", no_args_is_help=True)
-
-EXIT_STATUS = {"succeeded": 0, "infeasible": 3, "failed": 4, "cancelled": 5}
 
 Target = Annotated[str, typer.Option(help="Id of the target, tgt_...")]
 Budget = Annotated[float, typer.Option(help="Upper bound of the measured median, in ms.")]
