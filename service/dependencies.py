@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.artifacts import ArtifactStore
 from service.db.database import Database
+from service.schemas import Text
 from service.settings import Settings
 
 
@@ -36,7 +37,7 @@ def _write_session(database: Annotated[Database, Depends(_database)]) -> Iterato
         yield session
 
 
-Cursor = Annotated[str | None, Query(max_length=80, description="Where the page starts.")]
+Cursor = Annotated[Text | None, Query(max_length=80, description="Where the page starts.")]
 Limit = Annotated[int, Query(ge=1, le=200, description="Items a page.")]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 CurrentDatabase = Annotated[Database, Depends(_database)]

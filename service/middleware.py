@@ -1,14 +1,13 @@
 """ASGI middleware: request ids and the limit on bodies."""
 
 import json
-from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
-from service.errors import PayloadTooLargeError
+from service.errors import NotFoundError, PayloadTooLargeError, TailorError
 
 
 class RequestId:
@@ -45,9 +44,12 @@ class BodyLimit:
         """Serve one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if "\0" in scope["path"]:  # no id has one, and PostgreSQL cannot look for it
+            return await self._refuse(scope, send, NotFoundError("no path contains NUL"))
+        too_large = PayloadTooLargeError(f"the body is larger than {self._max_bytes} bytes")
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            return await self._refuse(scope, send)
+            return await self._refuse(scope, send, too_large)
 
         received: list[Message] = []
         n_bytes = 0
@@ -56,7 +58,7 @@ class BodyLimit:
             received.append(message)
             n_bytes += len(message.get("body", b""))
             if n_bytes > self._max_bytes:
-                return await self._refuse(scope, send)
+                return await self._refuse(scope, send, too_large)
             if message["type"] != "http.request" or not message.get("more_body", False):
                 break
 
@@ -65,8 +67,7 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, send: Send) -> None:
-        error = PayloadTooLargeError(f"the body is larger than {self._max_bytes} bytes")
+    async def _refuse(self, scope: Scope, send: Send, error: TailorError) -> None:
         body = json.dumps(
             {
                 "type": f"urn:tailor:problem:{error.code}",
@@ -85,7 +86,7 @@ class BodyLimit:
         await send(
             {
                 "type": "http.response.start",
-                "status": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "status": error.status,
                 "headers": headers,
             }
         )

@@ -77,20 +77,21 @@ def problem(
     **extra: Any,
 ) -> JSONResponse:
     """One problem document."""
+    request_id = request.scope.get("state", {}).get("request_id")
     document = {
         "type": f"urn:tailor:problem:{code}",
         "title": title,
         "status": status,
         "code": code,
         "detail": detail,
-        "request_id": request.scope.get("state", {}).get("request_id"),
+        "request_id": request_id,
         **extra,
     }
     if fields:
         document["errors"] = [{"field": f.field, "message": f.message} for f in fields]
-    return JSONResponse(
-        document, status, headers=dict(headers or {}), media_type="application/problem+json"
-    )
+    # a 500 is answered outside our middleware, so the header is set here too
+    given = {**(headers or {}), **({"X-Request-Id": request_id} if request_id else {})}
+    return JSONResponse(document, status, headers=given, media_type="application/problem+json")
 
 
 def _field_problem(item: Mapping[str, Any]) -> FieldProblem:

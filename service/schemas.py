@@ -3,9 +3,18 @@
 from collections.abc import Sequence
 from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item", bound=BaseModel)
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("text must not contain NUL")  # PostgreSQL cannot store it
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
 
 
 class Request(BaseModel):
@@ -28,7 +37,7 @@ class Page(BaseModel, Generic[Item]):
     next_cursor: str | None = None
 
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 class _HasId(Protocol):

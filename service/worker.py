@@ -96,6 +96,8 @@ class Worker:
                         jobs.renew(session, claim, self._settings.job_lease_seconds)
                 except LeaseLostError:  # just finished, or another worker has it
                     kill_at = min(kill_at, now + _LEAVE_SECONDS)
+                except OperationalError:  # the attempt goes on; its fence protects the rows
+                    _log.exception("the store does not answer; the lease is not renewed")
             time.sleep(_CHILD_POLL_SECONDS)
         return status
 

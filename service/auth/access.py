@@ -9,7 +9,7 @@ from service.agents.models import Agent
 from service.agents.repository import find_agent_by_token
 from service.auth.models import ApiKey
 from service.auth.repository import find_key
-from service.dependencies import ReadSession
+from service.dependencies import CurrentDatabase
 from service.errors import ForbiddenError, UnauthenticatedError
 
 _bearer = HTTPBearer(
@@ -18,10 +18,15 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def _current_key(credentials: _Credentials, session: ReadSession) -> ApiKey:
+# each look-up gives its connection back at once: a request that kept it while it waits, for
+# work or for a second connection, would starve the others of the pool
+
+
+def _current_key(credentials: _Credentials, database: CurrentDatabase) -> ApiKey:
     if credentials is None:
         raise UnauthenticatedError("send an API key: Authorization: Bearer tlr_...")
-    key = find_key(session, credentials.credentials)
+    with database.reading() as session:
+        key = find_key(session, credentials.credentials)
     if key is None:
         raise UnauthenticatedError("the API key is unknown or revoked")
     return key
@@ -33,10 +38,11 @@ def _current_admin(key: Annotated[ApiKey, Depends(_current_key)]) -> ApiKey:
     return key
 
 
-def _current_agent(credentials: _Credentials, session: ReadSession) -> Agent:
+def _current_agent(credentials: _Credentials, database: CurrentDatabase) -> Agent:
     if credentials is None:
         raise UnauthenticatedError("send the agent's token: Authorization: Bearer tla_...")
-    agent = find_agent_by_token(session, credentials.credentials)
+    with database.reading() as session:
+        agent = find_agent_by_token(session, credentials.credentials)
     if agent is None:
         raise UnauthenticatedError("the agent's token is unknown or revoked; enrol again")
     return agent

@@ -23,11 +23,13 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Refuse naive datetimes instead of guessing their zone."""
         if value is not None and value.tzinfo is None:
             raise ValueError(f"naive datetime {value}; use service.db.base.utc_now()")
-        return value
+        return value.astimezone(UTC) if value is not None else None  # SQLite drops the zone
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Give back what SQLite returns without a zone its zone."""
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+        """Give back what SQLite returns without a zone its zone; PostgreSQL may speak another."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -53,6 +53,17 @@ class Database:
     def dispose(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def take_turns(session: Session | Connection, name: str) -> None:
+    """Wait until no other transaction holds `name`, and hold it until this one ends.
+
+    For what must not happen twice at once and has no row to lock yet. SQLite's writing
+    transactions take turns anyway.
+    """
+    dialect = session.dialect if isinstance(session, Connection) else session.get_bind().dialect
+    if dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:

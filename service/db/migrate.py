@@ -5,7 +5,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
-from service.db.database import Database
+from service.db.database import Database, take_turns
 
 _HERE = Path(__file__).parent
 _SCRIPTS = (_HERE / "migrations", _HERE.parents[1] / "migrations")  # a wheel, a source tree
@@ -23,5 +23,6 @@ def migrate(database: Database) -> None:
     """Upgrade the store to the newest revision; harmless when it is there already."""
     config = alembic_config(database.url)
     with database.engine.execution_options(tailor_writes=True).begin() as connection:
+        take_turns(connection, "migrate")  # several processes may start at once
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

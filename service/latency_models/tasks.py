@@ -3,6 +3,7 @@
 from predictor.errors import PredictorError
 from predictor.fit import fit_latency_model
 from search_core.space.presets import get_space
+from service.db.database import take_turns
 from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
 from service.latency_models.repository import activate
@@ -26,6 +27,7 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
         model, report = fit_latency_model(space, measured_ms)
     except PredictorError as error:
         with context.transaction() as (session, job):
+            take_turns(session, key)
             for search in waiting_for(session, key):
                 jobs.cancel_queued(session, search.id)
                 end(session, search, "failed", code="no_latency_model", text=str(error))
@@ -37,6 +39,7 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
         "mean_contended_share": sum(row.contended_share for row in rows) / len(rows),
     }
     with context.transaction() as (session, job):
+        take_turns(session, key)  # a search created meanwhile waits for it, or has it
         activate(session, kit.target_id, space.name, model, report)
         for search in waiting_for(session, key):
             enter_phase(session, search, "waiting_for_worker")

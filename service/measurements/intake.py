@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from service.agents.models import Agent
 from service.db.base import new_id, utc_now
+from service.db.database import take_turns
 from service.jobs.repository import enqueue
 from service.measurements.models import Measurement, MeasurementTask, UploadedBatch
 from service.measurements.repository import find_batch, get_task_locked, kit_progress
@@ -46,6 +47,7 @@ def take_in(session: Session, agent: Agent, batch: BatchCreate, settings: Settin
             kits.add(task.kit_id)
     session.flush()
     for kit_id in sorted(kits):
+        take_turns(session, f"last of {kit_id}")  # two last tasks may end at once
         if set(kit_progress(session, kit_id)) <= {"done", "failed"}:
             enqueue(session, FIT_JOB, kit_id, max_attempts=settings.max_attempts, priority=10)
     report = BatchReport(batch_id=batch.batch_id, items=reports)

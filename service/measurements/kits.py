@@ -6,16 +6,22 @@ from predictor.kits import anchor_item, plan_kit
 from search_core.space.space import SearchSpace
 from service.artifacts import ArtifactStore
 from service.db.base import new_id, utc_now
+from service.db.database import take_turns
 from service.measurements.models import Kit
-from service.measurements.repository import add_task, find_kit
+from service.measurements.repository import add_task, find_kit, retry_failed
 
 
 def ensure_kit(
     session: Session, artifacts: ArtifactStore, target_id: str, space: SearchSpace
 ) -> Kit:
-    """The kit of `space` on a target; created with all its tasks if it is new."""
+    """The kit of `space` on a target; created with all its tasks if it is new.
+
+    What could not be measured before is asked for again.
+    """
+    take_turns(session, f"kit:{target_id}:{space.digest}")
     kit = find_kit(session, target_id, space.digest)
     if kit is not None:
+        retry_failed(session, kit.id)
         return kit
     kit = Kit(
         id=new_id("kit"),

@@ -135,6 +135,15 @@ def cancel_tasks(session: Session, search_id: str) -> None:
     )
 
 
+def retry_failed(session: Session, kit_id: str) -> None:
+    """Queue the tasks of a kit that have failed, with all their tries."""
+    session.execute(
+        update(MeasurementTask)
+        .where(MeasurementTask.kit_id == kit_id, MeasurementTask.status == "failed")
+        .values(status="queued", tries=0, failure=None, finished_at=None)
+    )
+
+
 def is_model_of_target(session: Session, target_id: str, sha256: str) -> bool:
     """Whether a file was announced to the agents of a target."""
     announced = or_(MeasurementTask.model_sha256 == sha256, MeasurementTask.anchor_sha256 == sha256)

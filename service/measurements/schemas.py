@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from predictor.measurements import PROTOCOL_VERSION, Effort
-from service.schemas import Name, Request, Resource
+from service.schemas import Name, Request, Resource, Text
 
 _LONGEST_MS = 600_000.0
 Milliseconds = Annotated[float, Field(gt=0.0, le=_LONGEST_MS)]
@@ -72,9 +72,9 @@ class MeasurementCreate(Request):
     contended_share: Share
     anchor_ms: Milliseconds
     flagged: bool
-    note: Annotated[str, Field(max_length=500)]
+    note: Annotated[Text, Field(max_length=500)]
     protocol_version: Literal[1]
-    facts: Annotated[dict[Name, str | float | int | bool | None], Field(max_length=32)]
+    facts: Annotated[dict[Name, Text | float | int | bool | None], Field(max_length=32)]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -93,7 +93,7 @@ class FailureCreate(Request):
     """Why there is no measurement."""
 
     code: Literal["unsupported", "too_noisy"]
-    detail: Annotated[str, Field(max_length=500)]
+    detail: Annotated[Text, Field(max_length=500)]
 
 
 class ResultCreate(Request):

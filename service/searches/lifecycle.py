@@ -13,6 +13,7 @@ from search_core.space.space import SearchSpace
 from service.agents.repository import n_online
 from service.artifacts import ArtifactStore
 from service.db.base import new_id, utc_now
+from service.db.database import take_turns
 from service.errors import BudgetUnreachableError, ConflictError, InvalidRequestError
 from service.jobs import repository as jobs
 from service.latency_models.repository import active_model
@@ -87,6 +88,7 @@ def create(
         ConflictError: the idempotency key was used for another spec.
     """
     if idempotency_key is not None:
+        take_turns(session, f"idempotency:{owner_key_id}:{idempotency_key}")
         earlier = find_by_idempotency_key(session, owner_key_id, idempotency_key)
         if earlier is not None:
             if earlier.spec != spec.model_dump():
@@ -95,6 +97,8 @@ def create(
                     "with another body"
                 )
             return earlier
+    space = get_space(spec.search_space)
+    take_turns(session, model_key(spec.target, space.digest))  # it may be fitted right now
     feasibility = preflight(session, spec, settings)
     if feasibility.feasible is False:
         assert feasibility.fastest_ms is not None
@@ -105,7 +109,6 @@ def create(
             fastest_ms=feasibility.fastest_ms,
             slowest_ms=feasibility.slowest_ms,
         )
-    space = get_space(spec.search_space)
     measured = feasibility.latency_model is not None
     now = utc_now()
     search = Search(

@@ -115,7 +115,7 @@ async def events(
     search_id: str,
     database: CurrentDatabase,
     _: User,
-    after: Annotated[int, Query(ge=0, description="Number of the last event seen.")] = 0,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="Number of the last event seen.")] = 0,
     limit: Limit = 200,
     wait: Annotated[float, Query(ge=0, le=25, description="Seconds to wait for news.")] = 0.0,
 ) -> EventList:

@@ -474,3 +474,4 @@ def _end(
         )
         job_status = {"infeasible": "succeeded"}.get(status, status)
         jobs.finish(session, job, job_status, text)
+    rmtree(context.settings.checkpoints_dir / search_id, ignore_errors=True)

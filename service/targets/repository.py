@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from predictor.measurements import TargetProfile
 from service.db.base import new_id, utc_now
+from service.db.database import take_turns
 from service.errors import InvalidRequestError, NotFoundError
 from service.targets.models import Target
 
@@ -42,6 +43,7 @@ def named_target(session: Session, target_id: str) -> Target:
 
 def ensure_target(session: Session, profile: TargetProfile) -> Target:
     """The target of that profile, created if it is new."""
+    take_turns(session, f"target:{profile.digest}")
     target = session.scalars(select(Target).where(Target.profile_digest == profile.digest)).first()
     if target is None:
         target = Target(
