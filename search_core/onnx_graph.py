@@ -18,8 +18,6 @@ from search_core.space.blocks import BlockKind, BlockSpec
 
 OPSET = 18
 IR_VERSION = 10
-EXPORTER = f"tailor-graph-1/opset-{OPSET}"
-"""Identity of this lowering; part of a latency key, because another one measures otherwise."""
 
 Weights = Mapping[str, NDArray[np.float32]]
 

@@ -327,6 +327,7 @@ class _Attempt:
 
     def _warn(self, code: str, text: str) -> None:
         with self._context.transaction() as (session, _):
+            get_search(session, self._id, lock=True)  # event numbers are given one at a time
             append_event(session, self._id, "warning", {"code": code, "text": text})
 
     # -- results -----------------------------------------------------------------------
