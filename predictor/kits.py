@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from search_core.onnx_graph import build_model, random_weights
 from search_core.space.blocks import BlockSpec
+from search_core.space.graph import Graph
 from search_core.space.space import Architecture, SearchSpace
 
 CHAIN = 4
@@ -21,14 +22,14 @@ N_CALIBRATION_NETWORKS = 10
 
 @dataclass(frozen=True)
 class KitItem:
-    """One model file to measure: its subject and the chain of blocks it holds."""
+    """One model file to measure: its subject and the network of blocks it holds."""
 
     subject: str
-    blocks: tuple[BlockSpec, ...]
+    graph: Graph
 
     def build(self) -> bytes:
         """The ONNX file, with random weights; the same bytes each time."""
-        return build_model(self.blocks, random_weights(self.blocks))
+        return build_model(self.graph, random_weights(self.graph))
 
 
 def block_subject(block: BlockSpec, copies: int) -> str:
@@ -50,7 +51,7 @@ def chains(block: BlockSpec) -> tuple[int, ...]:
 def block_items(space: SearchSpace) -> list[KitItem]:
     """Every distinct block of `space` in every chain length it is measured in."""
     return [
-        KitItem(block_subject(block, copies), (block,) * copies)
+        KitItem(block_subject(block, copies), Graph.chain((block,) * copies))
         for block in space.distinct_blocks
         for copies in chains(block)
     ]
@@ -58,7 +59,7 @@ def block_items(space: SearchSpace) -> list[KitItem]:
 
 def network_item(space: SearchSpace, architecture: Architecture) -> KitItem:
     """The whole network of `architecture`."""
-    return KitItem(network_subject(space, architecture), space.blocks(architecture))
+    return KitItem(network_subject(space, architecture), space.graph(architecture))
 
 
 def calibration_architectures(space: SearchSpace, seed: int = 0) -> list[Architecture]:

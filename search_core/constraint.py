@@ -1,45 +1,300 @@
-"""The budget as part of the objective."""
+"""Budgets as part of the objective: several at once, each by its own rule."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import torch
 
+from search_core.costs import BottleneckCost, DifferentiableCost, SeparableCost
+from search_core.decode import Cap, Limit, decode
+from search_core.estimators.base import Objective
+from search_core.space.space import Architecture, SearchSpace
 
-@dataclass
-class AugmentedLagrangian:
-    """The constraint ``cost <= budget``, or ``cost = budget``, in its augmented Lagrangian form.
 
-    With the relative violation ``c = cost / budget - 1`` the inequality (Powell, Hestenes and
-    Rockafellar) adds ``(max(0, multiplier + rho c)^2 - multiplier^2) / (2 rho)``: under the
-    budget the term fades to nothing, over it the multiplier rises until the budget is met. The
-    equality adds ``multiplier c + rho c^2 / 2``, with a multiplier of either sign that also
-    pulls an architecture up to its budget. Either way no price has to be guessed.
+class Rule(Protocol):
+    """How a cost over (or under) its budget changes the objective.
 
-    Attributes:
-        budget: in the unit of the cost.
-        rho: curvature; also the step of the multiplier.
-        equality: spend the budget instead of merely keeping it.
-        multiplier: the current price of one relative unit of violation.
+    Rules are values; the one number that moves during a search, the multiplier, is passed in
+    and lives in `Constraints`. Costs come as the relative violation ``c = cost / budget - 1``.
     """
 
-    budget: float
-    rho: float = 1.0
+    def objective(
+        self, task_loss: float, violation: torch.Tensor, budget: float, multiplier: float
+    ) -> tuple[float, torch.Tensor]:
+        """What to multiply the task loss by, and what to add; the latter differentiable."""
+        ...
+
+    def updated(self, multiplier: float, violation: float) -> float:
+        """The multiplier after an outer step at the current architecture's violation."""
+        ...
+
+
+@dataclass(frozen=True)
+class AugmentedLagrangian:
+    """``cost <= budget``, or ``cost = budget``: no price has to be guessed.
+
+    The inequality (Powell, Hestenes and Rockafellar) adds
+    ``(max(0, multiplier + rho c)^2 - multiplier^2) / (2 rho)``: under the budget the term fades
+    to nothing, over it the multiplier rises until the budget is met. The equality adds
+    ``multiplier c + rho c^2 / 2``, with a multiplier of either sign that also pulls an
+    architecture up to its budget.
+
+    Attributes:
+        rho: curvature; also the step of the multiplier.
+        equality: spend the budget instead of merely keeping it. DSNAS compares an operation
+            with nothing, to the advantage of cheap ones; this holds against it.
+    """
+
+    rho: float = 0.3
     equality: bool = False
-    multiplier: float = 0.0
+
+    def objective(
+        self,
+        task_loss: float,  # noqa: ARG002
+        violation: torch.Tensor,
+        budget: float,  # noqa: ARG002
+        multiplier: float,
+    ) -> tuple[float, torch.Tensor]:
+        """See `Rule.objective`."""
+        if self.equality:
+            return 1.0, multiplier * violation + 0.5 * self.rho * violation.square()
+        active = torch.clamp(multiplier + self.rho * violation, min=0.0)
+        return 1.0, (active.square() - multiplier**2) / (2.0 * self.rho)
+
+    def updated(self, multiplier: float, violation: float) -> float:
+        """See `Rule.updated`."""
+        moved = multiplier + self.rho * violation
+        return moved if self.equality else max(0.0, moved)
+
+
+@dataclass(frozen=True)
+class DualAscent:
+    """LightNAS (Luo et al. 2022): ``multiplier c``, and the multiplier climbs by ``rate c``.
+
+    The multiplier may go negative and then pulls the cost up to its budget. It is set back to
+    0 where its sign opposes the violation, so that it does not have to unwind first.
+
+    Attributes:
+        rate: of the multiplier. LightNAS takes 5e-4 after every step of the logits; an outer
+            step here is an epoch, so that the default is larger.
+    """
+
+    rate: float = 0.1
+
+    def objective(
+        self,
+        task_loss: float,  # noqa: ARG002
+        violation: torch.Tensor,
+        budget: float,  # noqa: ARG002
+        multiplier: float,
+    ) -> tuple[float, torch.Tensor]:
+        """See `Rule.objective`."""
+        return 1.0, multiplier * violation
+
+    def updated(self, multiplier: float, violation: float) -> float:
+        """See `Rule.updated`."""
+        held = 0.0 if multiplier * violation < 0.0 else multiplier
+        return held + self.rate * violation
+
+
+@dataclass(frozen=True)
+class MulLog:
+    """ProxylessNAS's ``mul#log``: ``a CE (ln E / ln budget)^b``; defaults of its command line."""
+
+    a: float = 0.2
+    b: float = 0.3
+
+    def objective(
+        self,
+        task_loss: float,
+        violation: torch.Tensor,
+        budget: float,
+        multiplier: float,  # noqa: ARG002
+    ) -> tuple[float, torch.Tensor]:
+        """See `Rule.objective`; the penalty's value is 0, its gradient that of the product."""
+        ratio = torch.log(budget * (1.0 + violation)) / math.log(budget)
+        factor = self.a * ratio**self.b
+        return float(factor.detach()), task_loss * (factor - factor.detach())
+
+    def updated(self, multiplier: float, violation: float) -> float:  # noqa: ARG002
+        """See `Rule.updated`: there is nothing to move."""
+        return multiplier
+
+
+@dataclass(frozen=True)
+class AddLinear:
+    """ProxylessNAS's ``add#linear``: ``weight (E / budget - 1)``."""
+
+    weight: float = 0.1
+
+    def objective(
+        self,
+        task_loss: float,  # noqa: ARG002
+        violation: torch.Tensor,
+        budget: float,  # noqa: ARG002
+        multiplier: float,  # noqa: ARG002
+    ) -> tuple[float, torch.Tensor]:
+        """See `Rule.objective`."""
+        return 1.0, self.weight * violation
+
+    def updated(self, multiplier: float, violation: float) -> float:  # noqa: ARG002
+        """See `Rule.updated`: there is nothing to move."""
+        return multiplier
+
+
+@dataclass(frozen=True)
+class AbsoluteReward:
+    """TuNAS (Bender et al. 2020): ``reward = accuracy + beta |cost / budget - 1|``.
+
+    The cost is that of each sampled architecture, so only REINFORCE can follow it.
+    """
+
+    beta: float = -0.10
+
+    def reward(self, violation: float) -> float:
+        """What to add to the accuracy of an architecture."""
+        return self.beta * abs(violation)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """No say in the search: the cost is reported, and kept by the decision at its end."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A cost and its budget.
+
+    Attributes:
+        name: in metrics and messages, for example ``latency``.
+        budget: in the unit of the cost; infinite where a cost is only observed.
+        rule: how the search is held to it. The decision at its end keeps every budget,
+            whatever the rule.
+    """
+
+    name: str
+    cost: DifferentiableCost
+    budget: float
+    rule: Rule | AbsoluteReward | Observed = field(default_factory=AugmentedLagrangian)
 
     def __post_init__(self) -> None:
         if not self.budget > 0.0:
-            raise ValueError(f"a budget is greater than 0, got {self.budget:g}")
+            raise ValueError(f"the budget of {self.name} is greater than 0, got {self.budget:g}")
+        if isinstance(self.rule, MulLog) and not self.budget > 1.0:
+            raise ValueError(
+                f"MulLog divides by ln budget, so that the budget of {self.name} must be above "
+                f"1 {self.cost.unit}, got {self.budget:g}; use another unit or another rule"
+            )
+        if math.isinf(self.budget) and not isinstance(self.rule, Observed):
+            raise ValueError(f"{self.name} has no finite budget; its rule can only be Observed()")
 
-    def penalty(self, expected: torch.Tensor) -> torch.Tensor:
-        """What to add to the loss, a scalar differentiable in the expected cost."""
-        violation = expected / self.budget - 1.0
-        if self.equality:
-            return self.multiplier * violation + 0.5 * self.rho * violation.square()
-        active = torch.clamp(self.multiplier + self.rho * violation, min=0.0)
-        return (active.square() - self.multiplier**2) / (2.0 * self.rho)
+    def violation(self, architecture: Architecture) -> float:
+        """``cost / budget - 1``, below 0 within the budget."""
+        return self.cost.exact(architecture) / self.budget - 1.0
 
-    def update(self, cost: float) -> None:
-        """The outer step: move the multiplier by the violation of the current architecture."""
-        moved = self.multiplier + self.rho * (cost / self.budget - 1.0)
-        self.multiplier = moved if self.equality else max(0.0, moved)
+
+class Constraints:
+    """Every constraint of one search, with its multiplier."""
+
+    def __init__(self, constraints: Sequence[Constraint]) -> None:
+        names = [constraint.name for constraint in constraints]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two constraints have one name: {', '.join(names)}")
+        self._constraints = tuple(constraints)
+        self._multipliers = dict.fromkeys(names, 0.0)
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether some rule is about sampled architectures, not about expected costs."""
+        return any(isinstance(c.rule, AbsoluteReward) for c in self._constraints)
+
+    def describe(self) -> list[object]:
+        """Plain values that tell one set of constraints from another."""
+        return [
+            [c.name, c.cost.unit, c.budget, type(c.rule).__name__, asdict(c.rule)]  # type: ignore[call-overload]
+            for c in self._constraints
+        ]
+
+    def objective(
+        self, task_loss: float, probabilities: torch.Tensor
+    ) -> tuple[float, torch.Tensor]:
+        """What to multiply the task loss by, and what to add to it.
+
+        Expected costs are exact, and the penalty is differentiable in them; never is a sampled
+        ``p F`` charged.
+
+        Args:
+            probabilities: (n_slots, n_candidates) float64.
+        """
+        scale, penalty = 1.0, probabilities.new_zeros(())
+        for c in self._constraints:
+            if isinstance(c.rule, AbsoluteReward | Observed):
+                continue
+            violation = c.cost.expected(probabilities) / c.budget - 1.0
+            factor, added = c.rule.objective(
+                task_loss, violation, c.budget, self._multipliers[c.name]
+            )
+            scale, penalty = scale * factor, penalty + added
+        return scale, penalty
+
+    def objective_of(self, space: SearchSpace) -> Objective:
+        """What REINFORCE minimises: the reward, negated."""
+
+        def objective(path: tuple[int, ...], loss: float, accuracy: float) -> float:  # noqa: ARG001
+            architecture = space.architecture(path)
+            added = sum(
+                c.rule.reward(c.violation(architecture))
+                for c in self._constraints
+                if isinstance(c.rule, AbsoluteReward)
+            )
+            return -(accuracy + added)
+
+        return objective
+
+    def update(self, architecture: Architecture) -> None:
+        """The outer step: move every multiplier by the violation of `architecture`."""
+        for c in self._constraints:
+            if not isinstance(c.rule, AbsoluteReward | Observed):
+                moved = c.rule.updated(self._multipliers[c.name], c.violation(architecture))
+                self._multipliers[c.name] = moved
+
+    def knapsack(self) -> tuple[list[Limit], list[Cap]]:
+        """What `search_core.decode.decode` needs to keep every budget.
+
+        Raises:
+            TypeError: a cost is neither a sum nor a maximum over the slots.
+        """
+        limits, caps = [], []
+        for c in self._constraints:
+            match c.cost:
+                case SeparableCost(offset=offset, table=table):
+                    limits.append(Limit(table, c.budget, offset, c.name))
+                case BottleneckCost(floor=floor, table=table):
+                    caps.append(Cap(table, c.budget, floor, c.name))
+                case _:
+                    raise TypeError(f"the cost of {c.name} cannot be decoded exactly")
+        return limits, caps
+
+    def check_reachable(self, space: SearchSpace) -> None:
+        """Raises BudgetUnreachableError where no architecture keeps every budget."""
+        limits, caps = self.knapsack()
+        decode([[0.0] * len(slot.candidates) for slot in space.slots], limits, caps)
+
+    def metrics(self, probabilities: torch.Tensor, current: Architecture) -> dict[str, float]:
+        """Expected and current cost and multiplier of each constraint, by its name."""
+        values = {}
+        for c in self._constraints:
+            values[f"{c.name}_expected"] = float(c.cost.expected(probabilities))
+            values[f"{c.name}_current"] = c.cost.exact(current)
+            values[f"{c.name}_multiplier"] = self._multipliers[c.name]
+        return values
+
+    def state_dict(self) -> dict[str, float]:
+        """The multipliers."""
+        return dict(self._multipliers)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict`'s answer."""
+        self._multipliers = dict(state)

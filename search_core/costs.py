@@ -78,6 +78,48 @@ class SeparableCost:
         return self.offset + sum(row[choice] for row, choice in chosen)
 
 
+class BottleneckCost:
+    """A cost that is the maximum of one value a slot and of what no slot decides.
+
+    Args:
+        floor: value of everything that no slot decides.
+        table: ``table[l][k]``, the value of candidate k of slot l; rows may differ in length.
+        unit: of all of them.
+    """
+
+    def __init__(self, floor: float, table: Sequence[Sequence[float]], unit: str) -> None:
+        self.floor = floor
+        self.table = [list(row) for row in table]
+        self._unit = unit
+        width = max(len(row) for row in self.table)
+        padded = [row + [float("inf")] * (width - len(row)) for row in self.table]
+        raised = torch.tensor(padded, dtype=torch.float64).clamp_min(floor)
+        finite = raised[torch.isfinite(raised)]
+        self._levels = torch.unique(finite)  # (n_levels,) rising
+        # (n_levels, n_slots, n_candidates): whether a candidate stays at or below a level
+        self._within = (raised[None] <= self._levels[:, None, None]).to(torch.float64)
+
+    @property
+    def unit(self) -> str:
+        """The unit of every value."""
+        return self._unit
+
+    def expected(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """See `DifferentiableCost.expected`: the mean of a maximum of independent variables.
+
+        With F(v) the product over slots of the probability to stay at or below v, the mean is
+        the sum over the levels of ``v (F(v) - F(v'))``, v' being the level below.
+        """
+        below = (self._within * probabilities).sum(dim=2).prod(dim=1)  # (n_levels,)
+        steps = torch.diff(below, prepend=below.new_zeros(1))
+        return (self._levels * steps).sum()
+
+    def exact(self, architecture: Architecture) -> float:
+        """See `DifferentiableCost.exact`."""
+        chosen = zip(self.table, architecture.choices, strict=True)
+        return max(self.floor, *(row[choice] for row, choice in chosen))
+
+
 def macs_cost(space: SearchSpace) -> SeparableCost:
     """Multiply-accumulates of one image."""
     return SeparableCost.of_blocks(space, lambda block: block.macs, "MAC")

@@ -3,11 +3,16 @@
 SearchCoreError
 ├── UnknownSpaceError        no search space of that name
 ├── UnknownDatasetError      no data set of that name
+├── DatasetError             images that are missing, damaged or no classification set
+│   └── DatasetChecksumError a known data set's files hold something else
 ├── BlockSyntaxError         a block string does not follow the grammar
 ├── ArchitectureSyntaxError  an architecture string does not belong to its space
 ├── BudgetUnreachableError   no architecture of the space costs that little
 ├── CheckpointError          a checkpoint is damaged or belongs to another run
+├── UnknownEstimatorError    no estimator of that name
 ├── NonFiniteLossError       the loss became NaN or infinite
+├── OutOfMemoryError         a training step does not fit into memory
+├── ExportError              a file written for a network does not compute what it computes
 └── SearchInterrupted        should_stop() said so; the last checkpoint event can resume the run
 """
 
@@ -24,6 +29,24 @@ class UnknownDatasetError(SearchCoreError):
     """No data set has the name given."""
 
 
+class DatasetError(SearchCoreError):
+    """A data set cannot be used: its files are missing or damaged, or nothing can be learnt."""
+
+
+class DatasetChecksumError(DatasetError):
+    """Files said to be a known data set hold other images or labels than the published ones.
+
+    Attributes:
+        expected: the published checksum.
+        found: that of the files.
+    """
+
+    def __init__(self, message: str, expected: str, found: str) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.found = found
+
+
 class BlockSyntaxError(SearchCoreError):
     """A block string does not follow the grammar of `search_core.space.blocks`."""
 
@@ -38,15 +61,17 @@ class BudgetUnreachableError(SearchCoreError):
     Attributes:
         budget: what was asked for, in the cost's unit.
         minimum: the least cost any architecture of the space has.
+        name: of the constraint, where there are several.
     """
 
-    def __init__(self, budget: float, minimum: float) -> None:
+    def __init__(self, budget: float, minimum: float, name: str = "") -> None:
         super().__init__(
-            f"budget {budget:g} is below the cheapest architecture, {minimum:g}; "
-            f"ask for at least {minimum:g}"
+            f"{name}{' ' if name else ''}budget {budget:g} is below the cheapest architecture, "
+            f"{minimum:g}; ask for at least {minimum:g}"
         )
         self.budget = budget
         self.minimum = minimum
+        self.name = name
 
 
 class CheckpointError(SearchCoreError):
@@ -55,6 +80,35 @@ class CheckpointError(SearchCoreError):
 
 class NonFiniteLossError(SearchCoreError):
     """The training loss became NaN or infinite."""
+
+
+class UnknownEstimatorError(SearchCoreError):
+    """No estimator of the architecture gradient has the name given."""
+
+
+class OutOfMemoryError(SearchCoreError):
+    """A training step does not fit into the memory of its device.
+
+    Attributes:
+        batch_size: that did not fit.
+        fitting: a smaller one that did, when tried; None when not even one image fits.
+    """
+
+    def __init__(self, batch_size: int, fitting: int | None, reason: str) -> None:
+        advice = (
+            f"a batch of {fitting} fits; use that"
+            if fitting
+            else "not even one image fits; choose a smaller space or resolution"
+        )
+        super().__init__(
+            f"a batch of {batch_size} images does not fit in memory: {advice} ({reason})"
+        )
+        self.batch_size = batch_size
+        self.fitting = fitting
+
+
+class ExportError(SearchCoreError):
+    """A network cannot be written in some format, or a file of it gives other scores."""
 
 
 class SearchInterrupted(SearchCoreError):  # noqa: N818 - an interruption is not a failure

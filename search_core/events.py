@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from search_core.checkpoints import Checkpoint
 
@@ -14,12 +15,27 @@ class Progress:
         phase: ``searching`` or ``training``.
         completed, total: in steps.
         metrics: name -> value; units are in the names.
+        remaining_seconds: estimated time left in this phase; None before it can be told.
     """
 
     phase: str
     completed: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    remaining_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a person should know: a rollback, a collapse, a dead signal.
+
+    Attributes:
+        code: stable, for programs.
+        text: what happened and what can be done.
+    """
+
+    code: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -29,9 +45,16 @@ class CheckpointReady:
     checkpoint: Checkpoint
 
 
-SearchEvent = Progress | CheckpointReady
+SearchEvent = Progress | Notice | CheckpointReady
 Report = Callable[[SearchEvent], None]
 ShouldStop = Callable[[], bool]
+
+
+def remaining_seconds(started: float, first: int, step: int, total: int) -> float | None:
+    """Time left at the mean pace since `started`, a `perf_counter` reading at step `first`."""
+    if step <= first:
+        return None
+    return (perf_counter() - started) / (step - first) * (total - step)
 
 
 def ignore(event: SearchEvent) -> None:

@@ -1,56 +1,89 @@
 """The search: one loop from random weights to probabilities over architectures."""
 
-from dataclasses import asdict, dataclass
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
 
 import torch
 
 from search_core.checkpoints import Checkpoint
-from search_core.constraint import AugmentedLagrangian
-from search_core.costs import DifferentiableCost, SeparableCost
-from search_core.data.dataset import ImageDataset
-from search_core.decode import decode
-from search_core.errors import BudgetUnreachableError, SearchInterrupted
-from search_core.estimators.base import Estimator
-from search_core.estimators.dsnas import DSNAS
-from search_core.events import CheckpointReady, Progress, Report, ShouldStop, ignore, never
+from search_core.constraint import AbsoluteReward, Constraint, Constraints
+from search_core.data.dataset import Dataset
+from search_core.decode import decode, k_best
+from search_core.errors import (
+    BudgetUnreachableError,
+    NonFiniteLossError,
+    SearchInterrupted,
+    UnknownEstimatorError,
+)
+from search_core.estimators.base import Estimate, Estimator, sample_path
+from search_core.estimators.presets import ESTIMATORS
+from search_core.events import (
+    CheckpointReady,
+    Notice,
+    Progress,
+    Report,
+    ShouldStop,
+    ignore,
+    never,
+    remaining_seconds,
+)
 from search_core.freeze import Freezer
-from search_core.nn.supernet import Supernet
+from search_core.health import Health, marked
+from search_core.memory import explain_out_of_memory
+from search_core.nn.supernet import ALL, Supernet
 from search_core.randomness import stream
+from search_core.space.blocks import WEIGHTLESS
 from search_core.space.space import Architecture, SearchSpace
-from search_core.train import WeightRecipe, check_finite, fingerprint, set_rate
-
-ESTIMATORS: dict[str, type[DSNAS]] = {DSNAS.name: DSNAS}
+from search_core.train import WeightRecipe, fingerprint, set_rate
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Everything that decides a search besides space, data and cost.
+    """Everything that decides a search besides space, data and constraints.
 
     Attributes:
         recipe: how weights are trained, over the search and the child's phase together.
         search_steps: after how many of them the architecture is decided (DSNAS searches 80
             of 240 epochs).
         warmup_steps: first steps that train weights only, on uniformly drawn paths.
-        budget: upper bound on the cost, in its unit; None searches without one.
-        spend_budget: pull the cost up to the budget as well as down to it. DSNAS compares an
-            operation with nothing, to the advantage of cheap ones; this holds against it.
-        alpha_learning_rate, alpha_betas: Adam on the logits; (0.5, 0.999) as in DSNAS. The
-            published rate of 1e-3 suits 100,000 steps; a search of hundreds needs more.
+        weightless_share: probability, during the warm-up, of drawing an operation that has
+            nothing to learn; None draws every candidate alike.
+        operation_warmup: during the warm-up a slot runs all of its operations, averaged, with
+            a probability that falls linearly from 1 to 0 (TuNAS).
+        estimator, estimator_options: of the gradient in the logits, by name.
+        held_out_images: training images that only the logits see, class-balanced; asked for
+            by the estimators that do not train weights and logits on one batch.
+        alpha_every: weight steps for each step of the logits (ProxylessNAS: 5).
+        alpha_learning_rate: of Adam on the logits. The published 1e-3 suits 100,000 steps; a
+            search of hundreds needs more.
+        alpha_betas: of the same; None takes those published with the estimator.
+        temperature: (first, last) price of certainty in units of the loss: the sum over slots
+            of ``tau sum_k p_k ln p_k`` is added, with tau falling geometrically, so that
+            p stays near ``exp(-f / tau)`` and nothing is decided while weights are young.
+            None adds nothing, as in the papers.
         freeze_threshold: 0.3, from the DSNAS code.
-        rho: curvature of the augmented Lagrangian.
+        max_rollbacks: how often a loss that is not finite sends the search back to its last
+            checkpoint, at half the rate, before it is given up.
     """
 
     recipe: WeightRecipe
     search_steps: int
     warmup_steps: int
     seed: int = 0
+    weightless_share: float | None = None
+    operation_warmup: bool = False
     estimator: str = "dsnas"
-    budget: float | None = None
-    spend_budget: bool = False
+    estimator_options: Mapping[str, float] = field(default_factory=dict)
+    held_out_images: int = 0
+    alpha_every: int = 1
     alpha_learning_rate: float = 0.02
-    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    alpha_betas: tuple[float, float] | None = None
+    temperature: tuple[float, float] | None = None
     freeze_threshold: float = 0.3
-    rho: float = 0.3
+    max_rollbacks: int = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +96,7 @@ class SearchResult:
         log_probabilities: of the logits themselves, -inf at absent candidates.
         frozen: slot -> candidate, of the slots that froze before the deadline.
         steps: weight steps taken.
+        summary: how it went: frozen slots, health, rollbacks; plain values for a report.
     """
 
     supernet: Supernet
@@ -70,152 +104,283 @@ class SearchResult:
     log_probabilities: torch.Tensor
     frozen: dict[int, int]
     steps: int
+    summary: dict[str, object] = field(default_factory=dict)
 
-    def decide(self, cost: SeparableCost, budget: float | None) -> Architecture:
-        """The most probable architecture within `budget`; frozen slots first stay as they are.
+    def decide(self, constraints: Sequence[Constraint] = ()) -> Architecture:
+        """The most probable architecture within every budget; frozen slots stay if they can.
 
         Raises:
-            BudgetUnreachableError: no architecture of the space is that cheap.
+            BudgetUnreachableError: no architecture of the space keeps the budgets.
         """
-        space = self.supernet.space
-        limit = float("inf") if budget is None else budget - cost.offset
-        n_candidates = [len(slot.candidates) for slot in space.slots]
-        utilities = [
-            row[:n] for row, n in zip(self.log_probabilities.tolist(), n_candidates, strict=True)
-        ]
+        problem = Constraints(constraints).knapsack()
+        space, utilities = self.supernet.space, self._utilities()
         held = [
             [u if self.frozen.get(slot, k) == k else float("-inf") for k, u in enumerate(row)]
             for slot, row in enumerate(utilities)
         ]
         try:
-            return space.architecture(decode(held, cost.table, limit))
+            return space.architecture(decode(held, *problem))
         except BudgetUnreachableError:
-            return space.architecture(decode(utilities, cost.table, limit))
+            return space.architecture(decode(utilities, *problem))
+
+    def decide_best(
+        self, k: int, constraints: Sequence[Constraint] = ()
+    ) -> tuple[Architecture, ...]:
+        """The `k` most probable architectures within every budget, most probable first.
+
+        Raises:
+            BudgetUnreachableError: as `decide`.
+        """
+        problem = Constraints(constraints).knapsack()
+        best = k_best(self._utilities(), *problem, k=k)
+        return tuple(self.supernet.space.architecture(choices) for choices in best)
+
+    def _utilities(self) -> list[list[float]]:
+        slots = self.supernet.space.slots
+        rows = self.log_probabilities.tolist()
+        return [row[: len(slot.candidates)] for row, slot in zip(rows, slots, strict=True)]
 
 
 def run_search(
     space: SearchSpace,
     config: SearchConfig,
-    data: ImageDataset,
-    cost: DifferentiableCost,
+    data: Dataset,
+    constraints: Sequence[Constraint] = (),
     *,
+    device: torch.device | str = "cpu",
     report: Report = ignore,
     should_stop: ShouldStop = never,
     resume: Checkpoint | None = None,
 ) -> SearchResult:
-    """Search `space` on `data` for the best architecture whose `cost` meets the budget.
+    """Search `space` on `data` for the best architecture that keeps every budget.
 
     Args:
+        device: computes and holds the images.
         report: hears progress and a checkpoint after every epoch.
         should_stop: asked after every step.
         resume: a checkpoint of this very search; the run goes on as if never stopped.
 
     Raises:
+        BudgetUnreachableError: before any training: no architecture keeps some budget.
         SearchInterrupted: `should_stop` said so; a checkpoint was reported just before.
-        NonFiniteLossError: the loss is not a number any more.
+        NonFiniteLossError: the loss is not a number any more, however low the rate.
+        OutOfMemoryError: a step does not fit; it names a batch size that does.
         CheckpointError: `resume` belongs to another search.
+        UnknownEstimatorError: no estimator has that name.
     """
-    # set up: weights, logits, constraint
+    # set up: weights, logits, constraints
     recipe, seed = config.recipe, config.seed
-    estimator: Estimator = ESTIMATORS[config.estimator]()
-    supernet = Supernet(space, stream(seed, "weights"))
+    estimator = _estimator(config, constraints)
+    prices = Constraints(constraints)
+    prices.check_reachable(space)
+    identity = fingerprint(space.digest, asdict(config), data.digest, prices.describe())
+    data, held_out = data.to(device), None
+    if not estimator.trains_weights:
+        data, held_out = data.split(config.held_out_images or data.n_train // 10, seed=0)
+    supernet = Supernet(space, stream(seed, "weights")).to(device)
     absent = torch.ones(len(space.slots), space.n_candidates, dtype=torch.bool)
     for slot, decision in enumerate(space.slots):
         absent[slot, : len(decision.candidates)] = False
     logits = torch.zeros_like(absent, dtype=torch.float64, requires_grad=True)
-    constraint = (
-        AugmentedLagrangian(config.budget, config.rho, equality=config.spend_budget)
-        if config.budget is not None
-        else None
-    )
     freezer = Freezer(config.freeze_threshold)
+    health = Health(space)
     weight_optimizer = recipe.optimizer(supernet)
     alpha_optimizer = torch.optim.Adam(
-        [logits], lr=config.alpha_learning_rate, betas=config.alpha_betas
+        [logits],
+        lr=config.alpha_learning_rate,
+        betas=config.alpha_betas or estimator.alpha_betas,
     )
-    step = 0
+    step, rollbacks = 0, 0
 
-    # resume: all state there is; every random draw is a function of (seed, step)
-    identity = fingerprint(space.digest, asdict(config), data.name)
-    if resume is not None:
-        resume.expect("search", identity)
-        supernet.load_state_dict(resume.state["supernet"])
-        weight_optimizer.load_state_dict(resume.state["weight_optimizer"])
-        alpha_optimizer.load_state_dict(resume.state["alpha_optimizer"])
-        estimator.load_state_dict(resume.state["estimator"])
-        logits.data.copy_(resume.state["logits"])
-        freezer.frozen = dict(resume.state["frozen"])
-        if constraint is not None:
-            constraint.multiplier = resume.state["multiplier"]
-        step = resume.step
-
-    def probabilities() -> torch.Tensor:
-        return freezer.apply(logits.masked_fill(absent, -torch.inf).softmax(dim=1))
-
-    def checkpoint() -> CheckpointReady:
+    # all state there is; every random draw is a function of (seed, step)
+    def checkpoint() -> Checkpoint:
         state = {
             "supernet": supernet.state_dict(),
             "weight_optimizer": weight_optimizer.state_dict(),
             "alpha_optimizer": alpha_optimizer.state_dict(),
             "estimator": estimator.state_dict(),
+            "constraints": prices.state_dict(),
+            "freezer": freezer.state_dict(),
+            "health": health.state_dict(),
             "logits": logits.detach(),
-            "frozen": freezer.frozen,
-            "multiplier": constraint.multiplier if constraint else 0.0,
+            "rollbacks": rollbacks,
         }
-        return CheckpointReady(Checkpoint("search", step, identity, state))
+        return Checkpoint("search", step, identity, state)
+
+    def restore(saved: Checkpoint) -> int:
+        supernet.load_state_dict(saved.state["supernet"])
+        weight_optimizer.load_state_dict(copy.deepcopy(saved.state["weight_optimizer"]))
+        alpha_optimizer.load_state_dict(copy.deepcopy(saved.state["alpha_optimizer"]))
+        estimator.load_state_dict(saved.state["estimator"])
+        prices.load_state_dict(saved.state["constraints"])
+        freezer.load_state_dict(saved.state["freezer"])
+        health.load_state_dict(saved.state["health"])
+        logits.data.copy_(saved.state["logits"])
+        return saved.step
+
+    if resume is not None:
+        resume.expect("search", identity)
+        step, rollbacks = restore(resume), int(resume.state["rollbacks"])
+    last_good = copy.deepcopy(checkpoint())
+
+    def probabilities() -> torch.Tensor:
+        return freezer.apply(logits.masked_fill(absent, -torch.inf).softmax(dim=1))
+
+    def move_logits(estimate: Estimate, p: torch.Tensor) -> None:
+        alpha_optimizer.zero_grad()
+        scale, penalty = prices.objective(estimate.loss, p)
+        penalty = penalty + _certainty_price(config, p, step)
+        if penalty.requires_grad:
+            penalty.backward()  # type: ignore[no-untyped-call]
+        gradient = scale * estimate.gradient
+        if logits.grad is not None:
+            gradient = gradient + logits.grad
+        if estimate.moves is not None:
+            gradient = gradient * estimate.moves
+        logits.grad = freezer.mask(gradient)
+        before = logits.detach().clone()
+        with freezer.holding(alpha_optimizer, logits):
+            alpha_optimizer.step()
+            logits.data.copy_(estimator.settle(before, logits.detach()))
 
     epoch_steps = data.steps_per_epoch(recipe.batch_size)
+    started, first_step = perf_counter(), step
     supernet.train()
     while step < config.search_steps:
-        # one path, one forward, one backward: weights and logits from the same batch
+        # weights: one path, one forward, one backward
         batch = data.training_batch(seed, step, recipe.batch_size)
         p = probabilities()  # (n_slots, n_candidates)
+        searching = step >= config.warmup_steps
         weight_optimizer.zero_grad()
-        estimate = estimator.estimate(
-            supernet, p.detach(), batch, recipe.label_smoothing, stream(seed, "path", step)
-        )
-        check_finite(estimate.loss, step)
-        set_rate(weight_optimizer, recipe.rate_at(step))
-        weight_optimizer.step()
+        estimate = None
+        with explain_out_of_memory(supernet, data, recipe.batch_size):
+            if searching and estimator.trains_weights:  # and the logits from the same batch
+                estimate = estimator.estimate(
+                    supernet,
+                    p.detach(),
+                    batch,
+                    recipe.label_smoothing,
+                    stream(seed, "path", step),
+                    progress=step / config.search_steps,
+                )
+                loss = estimate.loss
+            else:
+                path = _weight_path(config, space, p.detach(), step)
+                task_loss = batch.loss(supernet(batch.images, path), recipe.label_smoothing)
+                task_loss.backward()  # type: ignore[no-untyped-call]
+                loss = task_loss.item()
+        if math.isfinite(loss):
+            set_rate(weight_optimizer, recipe.rate_at(step) * 0.5**rollbacks)
+            weight_optimizer.step()
 
-        # logits: the estimate plus the exact gradient of the expected cost
-        if step >= config.warmup_steps:
-            alpha_optimizer.zero_grad()
-            if constraint is not None:
-                constraint.penalty(cost.expected(p)).backward()  # type: ignore[no-untyped-call]
-            searched = torch.ones(len(space.slots), 1, dtype=torch.float64)
-            searched[list(freezer.frozen)] = 0.0
-            penalty_gradient = 0.0 if logits.grad is None else logits.grad
-            before = logits.detach().clone()
-            logits.grad = (estimate.gradient + penalty_gradient) * searched
-            alpha_optimizer.step()
-            logits.data.copy_(torch.where(searched > 0, logits.data, before))
+            # logits of a two-level method: held-out images, plain cross-entropy
+            if searching and held_out is not None and step % config.alpha_every == 0:
+                estimate = estimator.estimate(
+                    supernet,
+                    p.detach(),
+                    held_out.plain_batch(seed, step, recipe.batch_size),
+                    0.0,
+                    stream(seed, "alpha", step),
+                    progress=step / config.search_steps,
+                    objective=prices.objective_of(space) if prices.needs_reward else None,
+                )
+                loss = estimate.loss
+
+        # a loss that is not finite: back to the last checkpoint, at half the rate
+        if not math.isfinite(loss):
+            rollbacks += 1
+            if rollbacks > config.max_rollbacks:
+                raise NonFiniteLossError(
+                    f"the loss is {loss} at step {step}, after {config.max_rollbacks} rollbacks "
+                    f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
+                )
+            report(Notice("rollback", f"loss {loss} at step {step}; back to {last_good.step}"))
+            step = restore(last_good)
+            continue
+        if estimate is not None:
+            move_logits(estimate, p)
+            health.observe(estimate)
         step += 1
 
         # once an epoch: freeze, price, report, checkpoint
         if step % epoch_steps == 0 or step == config.search_steps:
             if step > config.warmup_steps:
-                freezer.update(probabilities().detach())
+                freezer.update(probabilities().detach(), step)
             p = probabilities().detach()
             current = space.architecture(p.argmax(dim=1).tolist())
-            if constraint is not None and step > config.warmup_steps:
-                constraint.update(cost.exact(current))
+            if step > config.warmup_steps:
+                prices.update(current)
+            for notice in health.end_epoch(p):
+                report(notice)
             metrics = {
-                "train_loss": estimate.loss,
-                "signal": estimate.signal,
-                "entropy": float(-(p * p.clamp_min(1e-300).log()).sum(dim=1).mean()),
+                "train_loss": loss,
                 "frozen_slots": float(len(freezer.frozen)),
-                "expected_cost": float(cost.expected(p)),
-                "current_cost": cost.exact(current),
-                "multiplier": constraint.multiplier if constraint else 0.0,
+                **health.metrics(),
+                **prices.metrics(p, current),
             }
-            report(Progress("searching", step, config.search_steps, metrics))
-            report(checkpoint())
+            left = remaining_seconds(started, first_step, step, config.search_steps)
+            report(Progress("searching", step, config.search_steps, metrics, left))
+            last_good = copy.deepcopy(checkpoint())
+            report(CheckpointReady(last_good))
         if should_stop():
-            report(checkpoint())
+            report(CheckpointReady(checkpoint()))
             raise SearchInterrupted(f"stopped after search step {step}")
 
     log_probabilities = logits.detach().masked_fill(absent, -torch.inf).log_softmax(dim=1)
-    return SearchResult(
-        supernet, probabilities().detach(), log_probabilities, dict(freezer.frozen), step
-    )
+    p = probabilities().detach()
+    verdict = health.verdict(p)
+    summary: dict[str, object] = {
+        "freezing": freezer.report(len(space.slots)),
+        "health": health.metrics(),
+        "rollbacks": rollbacks,
+        "collapse": None if verdict is None else asdict(verdict),
+    }
+    return SearchResult(supernet, p, log_probabilities, dict(freezer.frozen), step, summary)
+
+
+def _estimator(config: SearchConfig, constraints: Sequence[Constraint]) -> Estimator:
+    if config.estimator not in ESTIMATORS:
+        raise UnknownEstimatorError(
+            f"no estimator is called {config.estimator!r}; known: {', '.join(sorted(ESTIMATORS))}"
+        )
+    rewarded = [c.name for c in constraints if isinstance(c.rule, AbsoluteReward)]
+    if rewarded and config.estimator != "reinforce":
+        raise ValueError(
+            f"the rule of {rewarded[0]} defines a reward, which only the estimator 'reinforce' "
+            f"can follow; {config.estimator!r} needs a penalty"
+        )
+    return ESTIMATORS[config.estimator](**config.estimator_options)
+
+
+def _certainty_price(config: SearchConfig, p: torch.Tensor, step: int) -> torch.Tensor | float:
+    if config.temperature is None:
+        return 0.0
+    first, last = config.temperature
+    done = (step - config.warmup_steps) / max(1, config.search_steps - config.warmup_steps)
+    return first * (last / first) ** done * (p * p.clamp_min(1e-300).log()).sum()
+
+
+def _weight_path(
+    config: SearchConfig, space: SearchSpace, p: torch.Tensor, step: int
+) -> tuple[int, ...]:
+    """The path of a step that trains weights only; `ALL` where a slot runs every candidate."""
+    generator = stream(config.seed, "path", step)
+    if step >= config.warmup_steps:
+        return sample_path(p, generator)
+    if config.weightless_share is not None:
+        p = _weighted(space, p, config.weightless_share)
+    path = sample_path(p, generator)
+    if not config.operation_warmup:
+        return path
+    together = torch.rand(len(path), generator=generator) < 1.0 - step / config.warmup_steps
+    return tuple(ALL if t else k for t, k in zip(together.tolist(), path, strict=True))
+
+
+def _weighted(space: SearchSpace, p: torch.Tensor, share: float) -> torch.Tensor:
+    """`p` with `share` of each slot on the operations that have nothing to learn."""
+    weightless = marked(space, WEIGHTLESS)
+    idle, busy = p * weightless, p * ~weightless
+    totals = idle.sum(dim=1, keepdim=True), busy.sum(dim=1, keepdim=True)
+    mixed = share * idle / totals[0].clamp_min(1e-300)
+    mixed += (1.0 - share) * busy / totals[1].clamp_min(1e-300)
+    return torch.where((totals[0] > 0) & (totals[1] > 0), mixed, p)

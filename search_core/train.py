@@ -1,20 +1,33 @@
 """Training a decided network: a DSNAS child that goes on, or any architecture from scratch."""
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from time import perf_counter
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
 
 from search_core.checkpoints import Checkpoint
-from search_core.data.dataset import ImageDataset
+from search_core.data.dataset import Dataset
 from search_core.errors import NonFiniteLossError, SearchInterrupted
-from search_core.events import CheckpointReady, Progress, Report, ShouldStop, ignore, never
+from search_core.events import (
+    CheckpointReady,
+    Notice,
+    Progress,
+    Report,
+    ShouldStop,
+    ignore,
+    never,
+    remaining_seconds,
+)
 from search_core.nn.network import Network
+from search_core.randomness import stream
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,13 @@ class WeightRecipe:
         warmup_steps: linear rise of the rate from nothing.
         learning_rate: at the top of the schedule.
         weight_decay: none on BatchNorm and biases, as in the DSNAS code.
+        dropout: before the classifier, of decided networks; supernets are searched without.
+        ema_decay: a decided network ends with the exponential moving average of its weights
+            instead of the last ones; the decay rises to this value over the first steps.
+            None keeps the last ones.
+        gradient_clip: largest norm of the gradient of a decided network's weights.
+        max_rollbacks: how often a loss that is not finite sends training back to its last
+            checkpoint, at half the rate, before it is given up.
     """
 
     total_steps: int
@@ -35,6 +55,31 @@ class WeightRecipe:
     momentum: float = 0.9
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
+    nesterov: bool = False
+    dropout: float = 0.0
+    ema_decay: float | None = None
+    gradient_clip: float | None = None
+    max_rollbacks: int = 3
+
+    @classmethod
+    def proxyless(cls, epochs: int, epoch_steps: int, batch_size: int = 256) -> "WeightRecipe":
+        """ProxylessNAS's training of derived networks: 300 epochs as published, scaled here.
+
+        SGD with Nesterov momentum 0.9, a cosine from 0.05 for each 256 images, no decay on
+        BatchNorm, label smoothing 0.1, dropout 0.1 (its mobile network), five warm-up epochs
+        of 300. The published colour jitter is the data's affair
+        (`search_core.data.augmentation`); the moving average is ours.
+        """
+        steps = epochs * epoch_steps
+        return cls(
+            total_steps=steps,
+            warmup_steps=max(1, steps // 60),
+            batch_size=batch_size,
+            learning_rate=0.05 * batch_size / 256,
+            nesterov=True,
+            dropout=0.1,
+            ema_decay=0.9999,
+        )
 
     def rate_at(self, step: int) -> float:
         """Learning rate of `step`, counted from the start of the whole schedule."""
@@ -51,7 +96,9 @@ class WeightRecipe:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+        return torch.optim.SGD(
+            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov
+        )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -65,15 +112,9 @@ def fingerprint(*settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def check_finite(loss: float, step: int) -> None:
-    """Raises NonFiniteLossError when `loss` is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise NonFiniteLossError(f"the loss is {loss} at step {step}; lower the learning rate")
-
-
 def train_network(
     network: Network,
-    data: ImageDataset,
+    data: Dataset,
     recipe: WeightRecipe,
     *,
     seed: int,
@@ -100,47 +141,115 @@ def train_network(
         CheckpointError: `resume` belongs to another run.
     """
     identity = fingerprint(
-        [str(block) for block in network.blocks], data.name, asdict(recipe), seed, start_step
+        [[str(block) for block in network.blocks], network.graph.edges],
+        data.digest,
+        asdict(data.augmentation),
+        asdict(recipe),
+        seed,
+        start_step,
     )
     optimizer = recipe.optimizer(network)
-    step = start_step
+    average = None if recipe.ema_decay is None else _moving_average(network, recipe.ema_decay)
+    set_dropout(network, recipe.dropout)
+    step, rollbacks = start_step, 0
+
+    def checkpoint() -> Checkpoint:
+        state = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": None if average is None else average.state_dict(),
+            "rollbacks": rollbacks,
+        }
+        return Checkpoint("train", step, identity, state)
+
+    def restore(saved: Checkpoint) -> int:
+        network.load_state_dict(saved.state["network"])
+        optimizer.load_state_dict(copy.deepcopy(saved.state["optimizer"]))
+        if average is not None:
+            average.load_state_dict(saved.state["average"])
+        return saved.step
+
     if resume is not None:
         resume.expect("train", identity)
-        network.load_state_dict(resume.state["network"])
-        optimizer.load_state_dict(resume.state["optimizer"])
-        step = resume.step
-
-    def checkpoint() -> CheckpointReady:
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-        return CheckpointReady(Checkpoint("train", step, identity, state))
+        step, rollbacks = restore(resume), int(resume.state["rollbacks"])
+    last_good = copy.deepcopy(checkpoint())
 
     n_steps = recipe.total_steps - start_step
     epoch_steps = data.steps_per_epoch(recipe.batch_size)
+    started, first_step = perf_counter(), step
     network.train()
     while step < recipe.total_steps:
         batch = data.training_batch(seed, step, recipe.batch_size)
-        set_rate(optimizer, recipe.rate_at(step))
+        set_rate(optimizer, recipe.rate_at(step) * 0.5**rollbacks)
         optimizer.zero_grad()
-        loss = cross_entropy(
-            network(batch.images), batch.labels, label_smoothing=recipe.label_smoothing
-        )
+        with _dropout_draws(recipe, seed, step, batch.images.device):
+            loss = batch.loss(network(batch.images), recipe.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
         optimizer.step()
+        if average is not None:
+            average.update_parameters(network)
         step += 1
 
         if step % epoch_steps == 0 or step == recipe.total_steps:
-            check_finite(loss.item(), step)
-            metrics: Mapping[str, float] = {"train_loss": loss.item()}
-            report(Progress("training", step - start_step, n_steps, metrics))
-            report(checkpoint())
+            train_loss = loss.item()
+            if not math.isfinite(train_loss):  # back to the last checkpoint, at half the rate
+                rollbacks += 1
+                if rollbacks > recipe.max_rollbacks:
+                    raise NonFiniteLossError(
+                        f"the loss is {train_loss} at step {step}, after {recipe.max_rollbacks} "
+                        "rollbacks at ever lower rates; lower the learning rate of "
+                        f"{recipe.learning_rate:g}"
+                    )
+                text = f"loss {train_loss} at step {step}; back to {last_good.step}"
+                report(Notice("rollback", text))
+                step = restore(last_good)
+                continue
+            metrics: Mapping[str, float] = {"train_loss": train_loss}
+            left = remaining_seconds(started, first_step, step, recipe.total_steps)
+            report(Progress("training", step - start_step, n_steps, metrics, left))
+            last_good = copy.deepcopy(checkpoint())
+            report(CheckpointReady(last_good))
         if should_stop():
-            report(checkpoint())
+            report(CheckpointReady(checkpoint()))
             raise SearchInterrupted(f"stopped after training step {step}")
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
+    set_dropout(network, 0.0)
     recalibrate_batch_norm(network, data)
 
 
+def set_dropout(network: nn.Module, probability: float) -> None:
+    """Give the classifier of `network` this dropout."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+@contextmanager
+def _dropout_draws(
+    recipe: WeightRecipe, seed: int, step: int, device: torch.device
+) -> Iterator[None]:
+    """Dropout draws from torch's global generators; make them a function of (seed, step)."""
+    if recipe.dropout == 0.0:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(stream(seed, "dropout", step).initial_seed())
+        yield
+
+
+def _moving_average(network: Network, decay: float) -> AveragedModel:
+    def average(mean: torch.Tensor, new: torch.Tensor, n: torch.Tensor | int) -> torch.Tensor:
+        updates = float(n)
+        return mean + (1.0 - min(decay, (1.0 + updates) / (10.0 + updates))) * (new - mean)
+
+    return AveragedModel(network, avg_fn=average)
+
+
 @torch.no_grad()
-def recalibrate_batch_norm(network: nn.Module, data: ImageDataset, batch_size: int = 256) -> None:
+def recalibrate_batch_norm(network: nn.Module, data: Dataset, batch_size: int = 256) -> None:
     """Replace running statistics by their plain average over batches of all training images.
 
     Statistics gathered while many paths shared a layer describe none of them.
@@ -151,23 +260,18 @@ def recalibrate_batch_norm(network: nn.Module, data: ImageDataset, batch_size: i
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     network.train()
-    for images in torch.split(data.train_images, batch_size):
-        network(data.normalise(images))
+    for batch in data.train_batches(batch_size):
+        network(batch.images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, data: ImageDataset, *, batch_size: int = 256) -> float:
+def accuracy(network: nn.Module, data: Dataset, *, batch_size: int = 256) -> float:
     """Share of held-out test images that `network` labels rightly, in [0, 1]."""
     network.eval()
     right = 0
-    batches = zip(
-        torch.split(data.test_images, batch_size),
-        torch.split(data.test_labels, batch_size),
-        strict=True,
-    )
-    for images, labels in batches:
-        right += int((network(data.normalise(images)).argmax(1) == labels).sum())
-    return right / len(data.test_labels)
+    for batch in data.test_batches(batch_size):
+        right += int((network(batch.images).argmax(1) == batch.labels).sum())
+    return right / data.n_test

@@ -7,7 +7,11 @@ from search_core.errors import UnknownDatasetError
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What can be said of a data set without loading it."""
+    """What can be said of a data set without loading it.
+
+    Attributes:
+        obtain: a command that gets the files; empty where they come with the software.
+    """
 
     name: str
     channels: int
@@ -15,9 +19,27 @@ class DatasetInfo:
     n_classes: int
     n_train: int
     n_test: int
+    obtain: str = ""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it loads without files of its own."""
+        return not self.obtain
 
 
-_KNOWN = {"digits": DatasetInfo("digits", 1, 8, 10, 1437, 360)}
+_CIFAR = "curl -O https://www.cs.toronto.edu/~kriz/{0}.tar.gz && tar -xzf {0}.tar.gz"
+
+_KNOWN = {
+    info.name: info
+    for info in (
+        DatasetInfo("cifar10", 3, 32, 10, 50_000, 10_000, _CIFAR.format("cifar-10-binary")),
+        DatasetInfo("cifar100", 3, 32, 100, 50_000, 10_000, _CIFAR.format("cifar-100-binary")),
+        DatasetInfo("digits", 1, 8, 10, 1_437, 360),
+        DatasetInfo(
+            "fashion_mnist", 1, 28, 10, 60_000, 10_000, "apt-get install dataset-fashion-mnist"
+        ),
+    )
+}
 
 
 def datasets() -> tuple[DatasetInfo, ...]:

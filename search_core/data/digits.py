@@ -4,6 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from search_core.data.augmentation import Augmentation
 from search_core.data.dataset import ImageDataset
 
 _TEST_SHARE = 0.2
@@ -31,6 +32,5 @@ def digits() -> ImageDataset:
         mean=(pixels.mean().item(),),
         std=(pixels.std().item(),),
         n_classes=10,
-        shift_px=1,
-        flip=False,
+        augmentation=Augmentation(shift_px=1),
     )

@@ -1,12 +1,34 @@
 """What every estimator of the architecture gradient promises."""
 
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from search_core.data.dataset import Batch
-from search_core.nn.supernet import Supernet
+
+Objective = Callable[[tuple[int, ...], float, float], float]
+"""(path, loss, accuracy) -> what to minimise, for estimators that only see its value."""
+
+
+class Paths(Protocol):
+    """What an estimator needs of a supernet; see `search_core.nn.supernet.Supernet.forward`."""
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        choices: Sequence[int],
+        gates: torch.Tensor | None = None,
+        compared: Sequence[Collection[int]] | None = None,
+    ) -> torch.Tensor:
+        """Class scores (B, n_classes) of one path."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The supernet and every module in it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -17,42 +39,62 @@ class Estimate:
         choices: the sampled path, one candidate a slot.
         gradient: (n_slots, n_candidates) float64, of the task loss with respect to the logits.
         loss: the task loss of the sampled path.
-        signal: mean absolute per-slot cost; near zero means that the search learns nothing.
+        signal: mean absolute value of what the gradient is made from; near zero means that
+            the search learns nothing.
+        moves: (n_slots, n_candidates) bool, the logits this step may move; None means all.
     """
 
     choices: tuple[int, ...]
     gradient: torch.Tensor
     loss: float
     signal: float
+    moves: torch.Tensor | None = None
 
 
 class Estimator(Protocol):
-    """Samples a path and estimates the gradient of the expected loss in the logits.
+    """Samples paths and estimates the gradient of the expected loss in the logits.
 
     Guarantees of every implementation:
 
-    - exactly one candidate a layer is executed;
+    - one candidate a layer is on the path; nothing else is recorded for backward;
     - each row of the gradient sums to 0, and is 0 at absent candidates and frozen slots;
-    - the gradients of the weights on the sampled path are left in ``.grad``, those of all
-      other weights stay None (`joint` estimators train weights and logits in one pass);
-    - the draw is a function of `generator` alone.
+    - where `trains_weights`, the gradients of the weights on the sampled path are left in
+      ``.grad`` and those of all other weights stay None; elsewhere no weight gets a gradient;
+    - the draw is a function of `generator` and of `state_dict` alone.
+
+    Attributes:
+        name: by which `SearchConfig` asks for it.
+        trains_weights: whether one backward pass serves weights and logits, on one batch
+            (single level); if not, logits learn from held-out images.
+        alpha_betas: Adam on the logits, as published with the method.
     """
 
     name: str
+    trains_weights: bool
+    alpha_betas: tuple[float, float]
 
     def estimate(
         self,
-        supernet: Supernet,
+        supernet: Paths,
         probabilities: torch.Tensor,
         batch: Batch,
         label_smoothing: float,
         generator: torch.Generator,
+        *,
+        progress: float = 0.0,
+        objective: Objective | None = None,
     ) -> Estimate:
-        """One forward and one backward pass on `batch`.
+        """The estimate on `batch`.
 
         Args:
             probabilities: (n_slots, n_candidates) float64, rows of frozen slots one-hot.
+            progress: share of the search that is done, for what is annealed.
+            objective: in place of the loss, where only values are needed (REINFORCE).
         """
+        ...
+
+    def settle(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """The logits to keep once the optimiser has moved them from `before` to `after`."""
         ...
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -64,6 +106,39 @@ class Estimator(Protocol):
         ...
 
 
+class Stateless:
+    """The parts of the contract of an estimator that remembers nothing."""
+
+    def settle(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """See `Estimator.settle`."""
+        return after
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """See `Estimator.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Estimator.load_state_dict`."""
+
+
 def sample_path(probabilities: torch.Tensor, generator: torch.Generator) -> tuple[int, ...]:
     """One candidate a slot, drawn from `probabilities` (n_slots, n_candidates)."""
     return tuple(torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist())
+
+
+def one_hot(choices: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """(n_slots, n_candidates) with a 1 at each choice, of the type of `like`."""
+    chosen = torch.zeros_like(like)
+    chosen[torch.arange(len(choices)), torch.tensor(choices)] = 1.0
+    return chosen
+
+
+def centred(probabilities: torch.Tensor, gate_gradients: torch.Tensor) -> torch.Tensor:
+    """``p_i (g_i - sum_j p_j g_j)``: gradients in the gates, taken through the softmax."""
+    mean = (probabilities * gate_gradients).sum(dim=1, keepdim=True)
+    return probabilities * (gate_gradients - mean)
+
+
+def undecided(probabilities: torch.Tensor) -> list[int]:
+    """The slots in which more than one candidate can be drawn."""
+    return torch.nonzero((probabilities > 0.0).sum(dim=1) > 1)[:, 0].tolist()

@@ -92,8 +92,8 @@ def follow_events(
         elif event.type == "measurement":
             share = data["median_ms"] / budget_ms
             lines.note(f"{data['median_ms']:.4f} ms, {share:.0%} of budget")
-        elif event.type == "metrics" and "current_cost" in data:
-            note = f"loss {data['train_loss']:.2f}, now {data['current_cost']:.4f} ms"
+        elif event.type == "metrics" and "latency_current" in data:
+            note = f"loss {data['train_loss']:.2f}, now {data['latency_current']:.4f} ms"
             lines.update(data["step"], data["total"], note)
         elif event.type == "metrics":
             lines.update(data["step"], data["total"], f"loss {data['train_loss']:.2f}")

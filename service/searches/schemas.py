@@ -60,6 +60,7 @@ class Progress(Resource):
     total: int
     unit: str
     metrics: dict[str, float]
+    remaining_seconds: float | None = None
     updated_at: datetime
 
 

@@ -6,7 +6,7 @@ Read `run_search_job` downwards; it is the whole road from a budget to a measure
 import json
 import platform
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -17,7 +17,8 @@ from predictor.kits import network_subject
 from predictor.latency_term import LatencyTerm
 from predictor.network import NetworkLatencyModel
 from search_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from search_core.data.dataset import ImageDataset
+from search_core.constraint import AugmentedLagrangian, Constraint, Observed
+from search_core.data.dataset import Dataset
 from search_core.data.load import load_dataset
 from search_core.errors import (
     BudgetUnreachableError,
@@ -25,7 +26,7 @@ from search_core.errors import (
     SearchCoreError,
     SearchInterrupted,
 )
-from search_core.events import CheckpointReady, Progress, Report, SearchEvent
+from search_core.events import CheckpointReady, Notice, Progress, Report, SearchEvent
 from search_core.export import onnx_bytes, onnx_parity, safetensors_bytes
 from search_core.nn.network import Network
 from search_core.randomness import stream
@@ -107,7 +108,7 @@ class _Attempt:
             self.model = NetworkLatencyModel.from_document(row.document)
         self.latency = LatencyTerm(self.model)
         self.budget_ms = self.spec.latency_budget_ms
-        self.data: ImageDataset = load_dataset(self.spec.dataset)
+        self.data: Dataset = load_dataset(self.spec.dataset)
         self._should_stop = context.stop_check(
             lambda session: get_search(session, search_id).status == "cancelling"
         )
@@ -128,7 +129,7 @@ class _Attempt:
             self.space,
             config,
             self.data,
-            self.latency,
+            [self._latency_constraint()],
             report=self._reporter("search.pt"),
             should_stop=self._should_stop,
             resume=self._resume("search.pt"),
@@ -174,10 +175,15 @@ class _Attempt:
             warmup_steps=max(1, self.spec.epochs // 10) * epoch_steps,
             seed=self.spec.seed,
             estimator=self.spec.algorithm,
-            budget=self.budget_ms,
-            spend_budget=True,
             # the logits must be able to travel as far in a short search as in a long one
             alpha_learning_rate=max(1e-3, 44.0 / search_steps),
+        )
+
+    def _latency_constraint(self) -> Constraint:
+        """The budget, as far as the model thinks that it can be met; the device decides later."""
+        reachable_ms = max(self.budget_ms, self.model.band_ms[0])
+        return Constraint(
+            "latency", self.latency, reachable_ms, AugmentedLagrangian(equality=True)
         )
 
     def _decide(self, found: SearchResult, limit_ms: float) -> tuple[Architecture, float]:
@@ -212,10 +218,11 @@ class _Attempt:
 
     def _decode(self, found: SearchResult, limit_ms: float) -> Architecture:
         """The knapsack's answer, or the fastest network there is when nothing fits the limit."""
+        limit = Constraint("latency", self.latency, limit_ms, Observed())
         try:
-            return found.decide(self.latency, limit_ms)
+            return found.decide([limit])
         except BudgetUnreachableError as unreachable:
-            return found.decide(self.latency, self.latency.offset + unreachable.minimum)
+            return found.decide([replace(limit, budget=unreachable.minimum)])
 
     def _tightened(self, child: Architecture, measured_ms: float) -> float:
         """A limit that excludes `child` and corrects for what the model underestimated."""
@@ -241,7 +248,7 @@ class _Attempt:
         """A random architecture of the same budget, trained from scratch with as many steps."""
         architecture = self._random_within_budget(fallback=child)
         network = Network.initialised(
-            self.space.blocks(architecture), stream(self.spec.seed, "baseline")
+            self.space.graph(architecture), stream(self.spec.seed, "baseline")
         )
         trained = self._finish(architecture, network, recipe, 0, "baseline.pt")
         subject = network_subject(self.space, architecture)
@@ -291,6 +298,8 @@ class _Attempt:
                     save_checkpoint(checkpoint, self._checkpoints / checkpoint_name)
                 case Progress() as progress:
                     self._report_progress(progress)
+                case Notice(code, text):
+                    self._warn(code, text)
 
         return report
 
@@ -302,6 +311,7 @@ class _Attempt:
                 "completed": progress.completed,
                 "total": progress.total,
                 "unit": "step",
+                "remaining_seconds": progress.remaining_seconds,
                 "metrics": metrics,
                 "updated_at": utc_now().isoformat(),
             }
@@ -309,6 +319,7 @@ class _Attempt:
                 "phase": search.phase,
                 "step": progress.completed,
                 "total": progress.total,
+                "remaining_seconds": progress.remaining_seconds,
                 **metrics,
             }
             append_event(session, self._id, "metrics", data)
@@ -366,7 +377,7 @@ class _Attempt:
         parity = onnx_parity(
             trained.network,
             trained.onnx,
-            self.data.normalise(self.data.test_images[:_PARITY_IMAGES]),
+            next(self.data.test_batches(_PARITY_IMAGES)).images,
         )
         files = {
             "model.onnx": (trained.onnx, "application/octet-stream"),

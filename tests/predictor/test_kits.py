@@ -21,6 +21,7 @@ from predictor.kits import (
     plan_kit,
 )
 from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.graph import Graph
 from search_core.space.space import Layer, SearchSpace, Slot
 
 REPEATABLE = BlockSpec.parse("mbconv_k3_e6_s1_i24_o24_r8")
@@ -40,8 +41,10 @@ def test_every_distinct_block_is_in_the_kit_once_and_chained_where_it_can_follow
     chains = {}
     for item in kit:
         if item.subject.startswith("block:"):
-            chains.setdefault(item.blocks[0], []).append(len(item.blocks))
-            assert set(item.blocks) == {item.blocks[0]}
+            blocks = item.graph.blocks
+            assert set(blocks) == {blocks[0]}
+            assert item.graph.is_chain
+            chains.setdefault(blocks[0], []).append(len(blocks))
     assert set(chains) == set(micro.distinct_blocks)
     for block, lengths in chains.items():
         repeats = block.stride == 1 and block.in_channels == block.out_channels
@@ -50,7 +53,7 @@ def test_every_distinct_block_is_in_the_kit_once_and_chained_where_it_can_follow
 
 def test_every_item_is_a_chain_whose_shapes_fit(kit):
     for item in kit:
-        for before, after in pairwise(item.blocks):
+        for before, after in pairwise(item.graph.blocks):
             assert before.out_channels == after.in_channels
             assert before.out_resolution_px == after.resolution_px
 
@@ -60,7 +63,7 @@ def test_subjects_name_what_they_measure(micro):
     architecture = micro.architecture([0] * 6)
     subject = network_subject(micro, architecture)
     assert subject == f"network:micro@1:{micro.format(architecture)}"
-    assert network_item(micro, architecture) == KitItem(subject, micro.blocks(architecture))
+    assert network_item(micro, architecture) == KitItem(subject, micro.graph(architecture))
 
 
 def test_calibration_networks_are_distinct_and_hold_both_extremes(micro):
@@ -115,7 +118,7 @@ def test_the_anchor_is_the_smallest_network(micro):
 
 @pytest.mark.parametrize("copies", [1, 4])
 def test_a_model_holds_its_blocks_and_nothing_else(copies):
-    graph = onnx.load_from_string(KitItem("x", (REPEATABLE,) * copies).build()).graph
+    graph = onnx.load_from_string(KitItem("x", Graph.chain((REPEATABLE,) * copies)).build()).graph
     operators = ["Conv", "Clip", "Conv", "Clip", "Conv", "Add"]
     assert [node.op_type for node in graph.node] == operators * copies
 

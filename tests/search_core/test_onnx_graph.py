@@ -109,5 +109,5 @@ def test_the_convolutions_of_a_block_hold_its_weights(text):
     block = DISTINCT[text]
     assert sum(array.size for array in random_weights([block]).values()) == (
         # BatchNorm's scale is folded away: one scalar a channel less
-        block.parameters - sum(conv.shape[0] for conv in convolutions(block))
+        block.parameters - sum(conv.step.out_channels for conv in convolutions(block))
     )

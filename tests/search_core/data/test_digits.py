@@ -1,10 +1,9 @@
 """The digits and the catalogue."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
+from search_core.data.augmentation import Augmentation
 from search_core.data.catalogue import datasets
 from search_core.data.digits import digits
 from search_core.data.load import load_dataset
@@ -42,7 +41,7 @@ def test_the_split_is_always_the_same(data):
 
 
 def test_training_batches_hold_training_images_only(data):
-    still = replace(data, shift_px=0)
+    still = data.augmented(Augmentation())
     steps = still.steps_per_epoch(64)
     pixels = torch.cat([still.training_batch(0, step, 64).images for step in range(steps)])
     images = (pixels * still.std[0] + still.mean[0]).round().to(torch.uint8)
@@ -58,7 +57,9 @@ def test_statistics_are_of_the_training_pixels(data):
 
 
 def test_the_catalogue_tells_what_loading_gives():
-    for info in datasets():
+    bundled = [info for info in datasets() if info.bundled]
+    assert [info.name for info in bundled] == ["digits"]
+    for info in bundled:
         loaded = load_dataset(info.name)
         side = info.resolution_px
         assert loaded.name == info.name

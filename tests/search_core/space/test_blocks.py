@@ -1,33 +1,16 @@
-"""The block grammar, and counts held against torch."""
+"""The block grammar, and published counts."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 from search_core.errors import BlockSyntaxError
-from search_core.nn.ops import build_operation
 from search_core.space.blocks import BlockKind, BlockSpec
 
 numbers = st.integers(1, 10**6)
 specs = st.builds(
     BlockSpec, st.sampled_from(BlockKind), numbers, numbers, numbers, numbers, numbers, numbers
 )
-
-COUNTED = [
-    "conv_k3_e1_s2_i3_o32_r224",
-    "conv_k3_e1_s1_i1_o16_r8",
-    "conv_k5_e1_s2_i4_o6_r7",
-    "conv_k1_e1_s1_i320_o1280_r7",
-    "mbconv_k3_e1_s1_i32_o16_r112",
-    "mbconv_k5_e3_s2_i16_o32_r112",
-    "mbconv_k3_e6_s1_i24_o24_r8",
-    "mbconv_k5_e6_s2_i24_o40_r7",
-    "mbconv_k7_e6_s1_i192_o320_r7",
-    "classifier_k1_e1_s1_i1280_o1000_r7",
-]
-
 
 @given(specs)
 def test_parse_inverts_str(spec):
@@ -59,31 +42,6 @@ def test_str_inverts_parse():
 def test_a_string_outside_the_grammar_is_refused(text):
     with pytest.raises(BlockSyntaxError):
         BlockSpec.parse(text)
-
-
-@pytest.mark.parametrize("text", COUNTED)
-def test_macs_equal_the_flops_torch_counts(text):
-    spec = BlockSpec.parse(text)
-    operation = build_operation(spec, 1e-5).to("meta").eval()
-    side = spec.resolution_px
-    with FlopCounterMode(display=False) as counter:
-        operation(torch.empty(1, spec.in_channels, side, side, device="meta"))
-    assert spec.macs == counter.get_total_flops() / 2
-
-
-@pytest.mark.parametrize("text", COUNTED)
-def test_parameters_equal_those_of_the_module(text):
-    spec = BlockSpec.parse(text)
-    assert spec.parameters == sum(p.numel() for p in build_operation(spec, 1e-5).parameters())
-
-
-@pytest.mark.parametrize("text", [text for text in COUNTED if not text.startswith("classifier")])
-def test_out_resolution_is_that_of_the_module(text):
-    spec = BlockSpec.parse(text)
-    side = spec.resolution_px
-    operation = build_operation(spec, 1e-5).to("meta").eval()
-    output = operation(torch.empty(1, spec.in_channels, side, side, device="meta"))
-    assert output.shape == (1, spec.out_channels, spec.out_resolution_px, spec.out_resolution_px)
 
 
 @pytest.mark.parametrize(

@@ -53,27 +53,68 @@ def test_an_architecture_of_another_space_is_refused(tiny, micro, method):
 
 
 def changed(space):
-    """`space` with one thing changed, in every way there is."""
+    """`space` with one thing changed, in every way that leaves its layers fitting together."""
     entry, body, exit_ = space.slots
     layers = list(space.layers)
-    stem = replace(layers[0].blocks[0], out_channels=9)
+
+    def with_block(at, **changes):
+        block = replace(layers[at].blocks[0], **changes)
+        return (*layers[:at], replace(layers[at], blocks=(block,)), *layers[at + 1 :])
+
+    last = len(layers) - 1
     swapped = replace(layers[1], blocks=tuple(reversed(layers[1].blocks)))
+    beside = replace(layers[3], source=2, target=3)  # the twins side by side, no longer in a row
     yield "name", replace(space, name="other")
     yield "version", replace(space, version=2)
-    yield "in_channels", replace(space, in_channels=3)
-    yield "resolution_px", replace(space, resolution_px=16)
-    yield "n_classes", replace(space, n_classes=9)
+    yield "in_channels", replace(space, in_channels=3, layers=with_block(0, in_channels=3))
+    yield "resolution_px", replace(space, resolution_px=7, layers=with_block(0, resolution_px=7))
+    yield "n_classes", replace(space, n_classes=9, layers=with_block(last, out_channels=9))
     yield "slot name", replace(space, slots=(replace(entry, name="x"), body, exit_))
     yield "token", replace(space, slots=(entry, replace(body, candidates=("k3e2", "skip")), exit_))
-    yield "block", replace(space, layers=(Layer((stem,)), *layers[1:]))
+    yield "kernel of a fixed block", replace(space, layers=with_block(0, kernel=5))
     yield "block order", replace(space, layers=(layers[0], swapped, *layers[2:]))
-    yield "layer order", replace(space, layers=(*layers[:5], layers[6], layers[5]))
-    yield "one layer less", replace(space, layers=tuple(layers[:-1]))
+    yield "slots of two layers", replace(
+        space,
+        layers=(*layers[:3], replace(layers[3], blocks=layers[3].blocks[:1], slot=None), *layers[4:]),
+    )
+    yield "edges", replace(space, layers=(*layers[:3], beside, *layers[4:]))
+    yield "one layer less", replace(space, layers=(*layers[:3], *layers[4:]))
+    yield "notation", replace(space, notation="{}/{}/{}")
 
 
 def test_the_digest_changes_with_every_field(tiny):
     digests = {what: space.digest for what, space in changed(tiny)}
     assert len({tiny.digest, *digests.values()}) == 1 + len(digests)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"in_channels": 3}, r"conv_k3_e1_s2_i1_o8_r8 reads node 0, which is \(3, 8\)"),
+        ({"resolution_px": 16}, r"reads node 0, which is \(1, 16\)"),
+        ({"n_classes": 9}, "has 9 classes, its last block gives 10"),
+    ],
+)
+def test_layers_that_do_not_fit_the_task_are_refused(tiny, changes, refusal):
+    with pytest.raises(ValueError, match=refusal):
+        replace(tiny, **changes)
+
+
+def test_a_block_that_reads_what_another_does_not_give_is_refused(tiny):
+    with pytest.raises(ValueError, match="mbconv_k3_e1_s2_i12_o16_r4 reads node 1, which is"):
+        replace(tiny, layers=(tiny.layers[0], *tiny.layers[4:]))
+
+
+def test_a_node_takes_values_of_one_shape_only(tiny):
+    odd = Layer((BlockSpec.parse("conv_k1_e1_s1_i8_o9_r4"),), source=1, target=2)
+    with pytest.raises(ValueError, match="conv_k1_e1_s1_i8_o9_r4 cannot be added to node 2"):
+        replace(tiny, layers=(*tiny.layers[:2], odd, *tiny.layers[2:]))
+
+
+def test_a_node_that_was_read_takes_nothing_more(tiny):
+    late = Layer((BlockSpec.parse("conv_k1_e1_s1_i8_o12_r4"),), source=1, target=2)
+    with pytest.raises(ValueError, match="cannot be added to node 2"):
+        replace(tiny, layers=(*tiny.layers[:3], late, *tiny.layers[3:]))
 
 
 def test_equal_spaces_have_equal_digests(tiny):
