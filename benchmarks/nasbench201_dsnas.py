@@ -20,18 +20,21 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from search_core.checkpoints import load_checkpoint, save_checkpoint
 from search_core.constraint import Constraint, Observed
 from search_core.costs import SeparableCost, macs_cost
+from search_core.data.dataset import Dataset
 from search_core.data.load import load_dataset
 from search_core.events import CheckpointReady, Notice, Progress, SearchEvent
-from search_core.playoff import playoff
+from search_core.playoff import Standing, playoff
 from search_core.search import SearchConfig, SearchResult, run_search
 from search_core.space.nasbench201 import nasbench201
 from search_core.space.space import Architecture, SearchSpace
@@ -48,7 +51,7 @@ def main() -> None:
     space = nasbench201(options.channels, options.cells_per_stage, stem_stride=options.stem_stride)
     everything = load_dataset("cifar10", root=options.data)
     data, held_out = everything.split(HELD_OUT)
-    record: dict[str, object] = {
+    record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.nasbench201_dsnas", *sys.argv[1:]]),
         "machine": {
             "torch": torch.__version__,
@@ -82,13 +85,13 @@ def main() -> None:
         winner = standings[0].architecture
         run["architecture"] = space.format(winner)
         run["seconds"] = perf_counter() - started
-        record["runs"].append(run)  # type: ignore[attr-defined]
-        record["architectures"].append(space.format(winner))  # type: ignore[attr-defined]
+        record["runs"].append(run)
+        record["architectures"].append(space.format(winner))
         _write(record, options.out)
         if options.latencies is not None:
             for device in options.device:
-                for entry in _under_budgets(space, found, data, held_out, options, device, seed):
-                    record["budgeted"].append(entry)  # type: ignore[attr-defined]
+                for entry in _under_budgets(found, data, held_out, options, device, seed):
+                    record["budgeted"].append(entry)
                     _write(record, options.out)
 
 
@@ -106,7 +109,7 @@ def _config(options: argparse.Namespace, seed: int, epoch_steps: int) -> SearchC
         search_steps=steps,
         warmup_steps=options.warmup_epochs * epoch_steps,
         seed=seed,
-        weightless_share=options.weightless_share,
+        largest_share=options.largest_share,
         estimator=options.estimator,
         estimator_options={"pairs": options.pairs} if options.estimator == "dsnas_paired" else {},
         held_out_images=HELD_OUT,
@@ -116,7 +119,9 @@ def _config(options: argparse.Namespace, seed: int, epoch_steps: int) -> SearchC
     )
 
 
-def _search(space, config, data, checkpoint: Path) -> tuple[SearchResult, list[dict]]:  # type: ignore[no-untyped-def, type-arg]
+def _search(
+    space: SearchSpace, config: SearchConfig, data: Dataset, checkpoint: Path
+) -> tuple[SearchResult, list[dict[str, object]]]:
     history: list[dict[str, object]] = []
 
     def report(event: SearchEvent) -> None:
@@ -125,10 +130,8 @@ def _search(space, config, data, checkpoint: Path) -> tuple[SearchResult, list[d
                 save_checkpoint(saved, checkpoint)
                 rows = saved.state["logits"].softmax(dim=1)
                 cell = space.format(space.architecture(rows.argmax(dim=1).tolist()))
-                print(
-                    f"  step {saved.step} {cell} {[round(p, 2) for p in rows.max(1).values.tolist()]}",
-                    flush=True,
-                )
+                likelihood = [round(p, 2) for p in rows.max(dim=1).values.tolist()]
+                print(f"  step {saved.step} {cell} {likelihood}", flush=True)
                 history.append({"step": saved.step, "argmax": cell})
             case Progress() as progress:
                 left = progress.remaining_seconds or 0.0
@@ -146,7 +149,7 @@ def _search(space, config, data, checkpoint: Path) -> tuple[SearchResult, list[d
     return run_search(space, config, data, observed, report=report, resume=resume), history
 
 
-def _playoff_recipe(options: argparse.Namespace, data) -> WeightRecipe:  # type: ignore[no-untyped-def]
+def _playoff_recipe(options: argparse.Namespace, data: Dataset) -> WeightRecipe:
     steps = int(options.playoff_epochs * data.steps_per_epoch(options.batch_size))
     return WeightRecipe(
         total_steps=steps,
@@ -158,7 +161,7 @@ def _playoff_recipe(options: argparse.Namespace, data) -> WeightRecipe:  # type:
     )
 
 
-def _standing(space: SearchSpace, standing) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _standing(space: SearchSpace, standing: Standing) -> dict[str, object]:
     return {
         "architecture": space.format(standing.architecture),
         "rounds": standing.rounds,
@@ -167,8 +170,16 @@ def _standing(space: SearchSpace, standing) -> dict[str, object]:  # type: ignor
     }
 
 
-def _under_budgets(space, found, data, held_out, options, device, seed):  # type: ignore[no-untyped-def]
+def _under_budgets(
+    found: SearchResult,
+    data: Dataset,
+    held_out: Dataset,
+    options: argparse.Namespace,
+    device: str,
+    seed: int,
+) -> Iterator[dict[str, object]]:
     """One entry a budget: the knapsack on a fitted table, the device's word on what it decodes."""
+    space = found.supernet.space
     measured = _latencies(space, options.latencies, device)
     cost = _additive(space, measured)
     low, high = min(measured.values()), max(measured.values())
@@ -228,7 +239,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--warmup-epochs", type=int, default=4)
-    parser.add_argument("--weightless-share", type=float, default=0.2)
+    parser.add_argument("--largest-share", type=float, default=0.6)
     parser.add_argument("--temperature", type=float, nargs=2, default=[0.05, 0.003])
     parser.add_argument("--alpha-learning-rate", type=float, default=0.01)
     parser.add_argument("--freeze-threshold", type=float, default=0.9)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,20 +14,24 @@ from search_core.space.space import Architecture, SearchSpace
 
 
 class Rule(Protocol):
-    """How a cost over (or under) its budget changes the objective.
+    """How an expected cost over (or under) its budget changes the objective.
 
     Rules are values; the one number that moves during a search, the multiplier, is passed in
-    and lives in `Constraints`. Costs come as the relative violation ``c = cost / budget - 1``.
+    and lives in `Constraints`.
     """
 
-    def objective(
-        self, task_loss: float, violation: torch.Tensor, budget: float, multiplier: float
-    ) -> tuple[float, torch.Tensor]:
-        """What to multiply the task loss by, and what to add; the latter differentiable."""
+    def terms(
+        self, expected: torch.Tensor, budget: float, multiplier: float
+    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """A factor of the task loss and what is added to it, differentiable in `expected`."""
         ...
 
     def updated(self, multiplier: float, violation: float) -> float:
-        """The multiplier after an outer step at the current architecture's violation."""
+        """The multiplier after an outer step.
+
+        Args:
+            violation: ``cost / budget - 1`` of the current architecture.
+        """
         ...
 
 
@@ -35,7 +39,7 @@ class Rule(Protocol):
 class AugmentedLagrangian:
     """``cost <= budget``, or ``cost = budget``: no price has to be guessed.
 
-    The inequality (Powell, Hestenes and Rockafellar) adds
+    With the relative violation c the inequality (Powell, Hestenes and Rockafellar) adds
     ``(max(0, multiplier + rho c)^2 - multiplier^2) / (2 rho)``: under the budget the term fades
     to nothing, over it the multiplier rises until the budget is met. The equality adds
     ``multiplier c + rho c^2 / 2``, with a multiplier of either sign that also pulls an
@@ -50,14 +54,14 @@ class AugmentedLagrangian:
     rho: float = 0.3
     equality: bool = False
 
-    def objective(
-        self,
-        task_loss: float,  # noqa: ARG002
-        violation: torch.Tensor,
-        budget: float,  # noqa: ARG002
-        multiplier: float,
+    def __post_init__(self) -> None:
+        _check_positive(rho=self.rho)
+
+    def terms(
+        self, expected: torch.Tensor, budget: float, multiplier: float
     ) -> tuple[float, torch.Tensor]:
-        """See `Rule.objective`."""
+        """See `Rule.terms`."""
+        violation = expected / budget - 1.0
         if self.equality:
             return 1.0, multiplier * violation + 0.5 * self.rho * violation.square()
         active = torch.clamp(multiplier + self.rho * violation, min=0.0)
@@ -73,8 +77,8 @@ class AugmentedLagrangian:
 class DualAscent:
     """LightNAS (Luo et al. 2022): ``multiplier c``, and the multiplier climbs by ``rate c``.
 
-    The multiplier may go negative and then pulls the cost up to its budget. It is set back to
-    0 where its sign opposes the violation, so that it does not have to unwind first.
+    The multiplier may go negative and then pulls the cost up to its budget. Where its sign
+    opposes the violation it starts again from 0, so that it does not have to unwind first.
 
     Attributes:
         rate: of the multiplier. LightNAS takes 5e-4 after every step of the logits; an outer
@@ -83,15 +87,14 @@ class DualAscent:
 
     rate: float = 0.1
 
-    def objective(
-        self,
-        task_loss: float,  # noqa: ARG002
-        violation: torch.Tensor,
-        budget: float,  # noqa: ARG002
-        multiplier: float,
+    def __post_init__(self) -> None:
+        _check_positive(rate=self.rate)
+
+    def terms(
+        self, expected: torch.Tensor, budget: float, multiplier: float
     ) -> tuple[float, torch.Tensor]:
-        """See `Rule.objective`."""
-        return 1.0, multiplier * violation
+        """See `Rule.terms`."""
+        return 1.0, multiplier * (expected / budget - 1.0)
 
     def updated(self, multiplier: float, violation: float) -> float:
         """See `Rule.updated`."""
@@ -101,22 +104,25 @@ class DualAscent:
 
 @dataclass(frozen=True)
 class MulLog:
-    """ProxylessNAS's ``mul#log``: ``a CE (ln E / ln budget)^b``; defaults of its command line."""
+    """ProxylessNAS's ``mul#log``: ``a CE (ln E / ln budget)^b``; defaults of its command line.
+
+    Every cost must be above 1 of its unit.
+    """
 
     a: float = 0.2
     b: float = 0.3
 
-    def objective(
+    def __post_init__(self) -> None:
+        _check_positive(a=self.a, b=self.b)
+
+    def terms(
         self,
-        task_loss: float,
-        violation: torch.Tensor,
+        expected: torch.Tensor,
         budget: float,
         multiplier: float,  # noqa: ARG002
-    ) -> tuple[float, torch.Tensor]:
-        """See `Rule.objective`; the penalty's value is 0, its gradient that of the product."""
-        ratio = torch.log(budget * (1.0 + violation)) / math.log(budget)
-        factor = self.a * ratio**self.b
-        return float(factor.detach()), task_loss * (factor - factor.detach())
+    ) -> tuple[torch.Tensor, float]:
+        """See `Rule.terms`."""
+        return self.a * (expected.log() / math.log(budget)) ** self.b, 0.0
 
     def updated(self, multiplier: float, violation: float) -> float:  # noqa: ARG002
         """See `Rule.updated`: there is nothing to move."""
@@ -129,33 +135,61 @@ class AddLinear:
 
     weight: float = 0.1
 
-    def objective(
+    def __post_init__(self) -> None:
+        _check_positive(weight=self.weight)
+
+    def terms(
         self,
-        task_loss: float,  # noqa: ARG002
-        violation: torch.Tensor,
-        budget: float,  # noqa: ARG002
+        expected: torch.Tensor,
+        budget: float,
         multiplier: float,  # noqa: ARG002
     ) -> tuple[float, torch.Tensor]:
-        """See `Rule.objective`."""
-        return 1.0, self.weight * violation
+        """See `Rule.terms`."""
+        return 1.0, self.weight * (expected / budget - 1.0)
 
     def updated(self, multiplier: float, violation: float) -> float:  # noqa: ARG002
         """See `Rule.updated`: there is nothing to move."""
         return multiplier
 
 
-@dataclass(frozen=True)
-class AbsoluteReward:
-    """TuNAS (Bender et al. 2020): ``reward = accuracy + beta |cost / budget - 1|``.
+class Reward:
+    """How the cost of a sampled architecture changes its reward; only REINFORCE follows it."""
 
-    The cost is that of each sampled architecture, so only REINFORCE can follow it.
-    """
+    def terms(self, violation: float) -> tuple[float, float]:
+        """A factor of the quality and what is added to it.
+
+        Args:
+            violation: ``cost / budget - 1`` of the architecture.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AbsoluteReward(Reward):
+    """TuNAS (Bender et al. 2020): ``quality + beta |cost / budget - 1|``."""
 
     beta: float = -0.10
 
-    def reward(self, violation: float) -> float:
-        """What to add to the accuracy of an architecture."""
-        return self.beta * abs(violation)
+    def __post_init__(self) -> None:
+        _check_positive(minus_beta=-self.beta)
+
+    def terms(self, violation: float) -> tuple[float, float]:
+        """See `Reward.terms`."""
+        return 1.0, self.beta * abs(violation)
+
+
+@dataclass(frozen=True)
+class PowerReward(Reward):
+    """ProxylessNAS and MnasNet: ``quality (budget / cost)^w``; costs and quality above 0."""
+
+    w: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_positive(w=self.w)
+
+    def terms(self, violation: float) -> tuple[float, float]:
+        """See `Reward.terms`."""
+        return (1.0 + violation) ** -self.w, 0.0
 
 
 @dataclass(frozen=True)
@@ -177,18 +211,25 @@ class Constraint:
     name: str
     cost: DifferentiableCost
     budget: float
-    rule: Rule | AbsoluteReward | Observed = field(default_factory=AugmentedLagrangian)
+    rule: Rule | Reward | Observed = field(default_factory=AugmentedLagrangian)
 
     def __post_init__(self) -> None:
         if not self.budget > 0.0:
             raise ValueError(f"the budget of {self.name} is greater than 0, got {self.budget:g}")
-        if isinstance(self.rule, MulLog) and not self.budget > 1.0:
-            raise ValueError(
-                f"MulLog divides by ln budget, so that the budget of {self.name} must be above "
-                f"1 {self.cost.unit}, got {self.budget:g}; use another unit or another rule"
-            )
         if math.isinf(self.budget) and not isinstance(self.rule, Observed):
             raise ValueError(f"{self.name} has no finite budget; its rule can only be Observed()")
+        if isinstance(self.rule, MulLog):
+            self._check_logarithms()
+
+    def _check_logarithms(self) -> None:
+        lowest = self.budget
+        if isinstance(self.cost, SeparableCost | BottleneckCost):
+            lowest = min(lowest, self.cost.minimum)
+        if not lowest > 1.0:
+            raise ValueError(
+                f"MulLog takes logarithms of {self.name}, whose budget and costs must be above "
+                f"1 {self.cost.unit}, got {lowest:g}; use a smaller unit or another rule"
+            )
 
     def violation(self, architecture: Architecture) -> float:
         """``cost / budget - 1``, below 0 within the budget."""
@@ -208,60 +249,67 @@ class Constraints:
     @property
     def needs_reward(self) -> bool:
         """Whether some rule is about sampled architectures, not about expected costs."""
-        return any(isinstance(c.rule, AbsoluteReward) for c in self._constraints)
+        return any(isinstance(c.rule, Reward) for c in self._constraints)
 
     def describe(self) -> list[object]:
         """Plain values that tell one set of constraints from another."""
         return [
-            [c.name, c.cost.unit, c.budget, type(c.rule).__name__, asdict(c.rule)]  # type: ignore[call-overload]
+            [c.name, c.cost.unit, c.budget, type(c.rule).__name__, vars(c.rule)]
             for c in self._constraints
         ]
 
     def objective(
         self, task_loss: float, probabilities: torch.Tensor
     ) -> tuple[float, torch.Tensor]:
-        """What to multiply the task loss by, and what to add to it.
+        """What to multiply the gradient of the task loss by, and a penalty to add to the loss.
 
         Expected costs are exact, and the penalty is differentiable in them; never is a sampled
-        ``p F`` charged.
+        ``p F`` charged. Where a rule multiplies the loss, the penalty stands for the other half
+        of the product rule and adds nothing to the value.
 
         Args:
             probabilities: (n_slots, n_candidates) float64.
         """
-        scale, penalty = 1.0, probabilities.new_zeros(())
+        factor, penalty = probabilities.new_ones(()), probabilities.new_zeros(())
         for c in self._constraints:
-            if isinstance(c.rule, AbsoluteReward | Observed):
+            if isinstance(c.rule, Reward | Observed):
                 continue
-            violation = c.cost.expected(probabilities) / c.budget - 1.0
-            factor, added = c.rule.objective(
-                task_loss, violation, c.budget, self._multipliers[c.name]
-            )
-            scale, penalty = scale * factor, penalty + added
-        return scale, penalty
+            expected = c.cost.expected(probabilities)
+            multiplied, added = c.rule.terms(expected, c.budget, self._multipliers[c.name])
+            factor, penalty = factor * multiplied, penalty + added
+        scale = factor.detach()
+        return float(scale), penalty + task_loss * (factor - scale)
+
+    def reward(self, quality: float, architecture: Architecture) -> float:
+        """The reward of a sampled architecture, larger is better.
+
+        Args:
+            quality: accuracy in [0, 1], or another number at or above 0.
+        """
+        factor, added = 1.0, 0.0
+        for c in self._constraints:
+            if isinstance(c.rule, Reward):
+                multiplied, more = c.rule.terms(c.violation(architecture))
+                factor, added = factor * multiplied, added + more
+        return quality * factor + added
 
     def objective_of(self, space: SearchSpace) -> Objective:
-        """What REINFORCE minimises: the reward, negated."""
+        """What REINFORCE minimises: the reward of a path's accuracy, negated."""
 
         def objective(path: tuple[int, ...], loss: float, accuracy: float) -> float:  # noqa: ARG001
-            architecture = space.architecture(path)
-            added = sum(
-                c.rule.reward(c.violation(architecture))
-                for c in self._constraints
-                if isinstance(c.rule, AbsoluteReward)
-            )
-            return -(accuracy + added)
+            return -self.reward(accuracy, space.architecture(path))
 
         return objective
 
     def update(self, architecture: Architecture) -> None:
         """The outer step: move every multiplier by the violation of `architecture`."""
         for c in self._constraints:
-            if not isinstance(c.rule, AbsoluteReward | Observed):
+            if not isinstance(c.rule, Reward | Observed):
                 moved = c.rule.updated(self._multipliers[c.name], c.violation(architecture))
                 self._multipliers[c.name] = moved
 
     def knapsack(self) -> tuple[list[Limit], list[Cap]]:
-        """What `search_core.decode.decode` needs to keep every budget.
+        """What `search_core.decode` needs to keep every budget.
 
         Raises:
             TypeError: a cost is neither a sum nor a maximum over the slots.
@@ -278,7 +326,14 @@ class Constraints:
         return limits, caps
 
     def check_reachable(self, space: SearchSpace) -> None:
-        """Raises BudgetUnreachableError where no architecture keeps every budget."""
+        """Make sure, before any training, that some architecture keeps all budgets together.
+
+        Raises:
+            BudgetUnreachableError: none does; it names a constraint at fault and the least
+                that its cost can be brought to.
+            ValueError: a cost belongs to a space of another shape.
+            TypeError: a cost is neither a sum nor a maximum over the slots.
+        """
         limits, caps = self.knapsack()
         decode([[0.0] * len(slot.candidates) for slot in space.slots], limits, caps)
 
@@ -298,3 +353,9 @@ class Constraints:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from `state_dict`'s answer."""
         self._multipliers = dict(state)
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"{name.replace('_', ' ')} is greater than 0, got {value:g}")

@@ -7,6 +7,7 @@ SearchCoreError
 │   └── DatasetChecksumError a known data set's files hold something else
 ├── BlockSyntaxError         a block string does not follow the grammar
 ├── ArchitectureSyntaxError  an architecture string does not belong to its space
+├── UnpricedBlockError       a cost table does not hold a block
 ├── BudgetUnreachableError   no architecture of the space costs that little
 ├── CheckpointError          a checkpoint is damaged or belongs to another run
 ├── UnknownEstimatorError    no estimator of that name
@@ -53,6 +54,21 @@ class BlockSyntaxError(SearchCoreError):
 
 class ArchitectureSyntaxError(SearchCoreError):
     """An architecture string does not name one candidate for each slot of its space."""
+
+
+class UnpricedBlockError(SearchCoreError):
+    """A cost table does not hold a block of the network.
+
+    Attributes:
+        block: its string.
+    """
+
+    def __init__(self, block: str) -> None:
+        super().__init__(
+            f"the cost table has no entry for {block}; measure it, or take a space whose blocks "
+            "it holds"
+        )
+        self.block = block
 
 
 class BudgetUnreachableError(SearchCoreError):

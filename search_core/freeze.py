@@ -18,16 +18,20 @@ class Freezer:
 
     Attributes:
         threshold: least lead of the best probability over the second.
-        frozen: slot -> chosen candidate.
+        frozen: slot -> chosen candidate, by the threshold.
         frozen_at: slot -> step.
+        finished: slot -> chosen candidate, of the slots that only the deadline decided.
     """
 
     threshold: float
     frozen: dict[int, int] = field(default_factory=dict)
     frozen_at: dict[int, int] = field(default_factory=dict)
+    finished: dict[int, int] = field(default_factory=dict)
 
     def update(self, probabilities: torch.Tensor, step: int = 0) -> list[int]:
         """Freeze every slot that qualifies; returns the newly frozen ones.
+
+        A slot with one candidate has nothing to decide and qualifies at once.
 
         Args:
             probabilities: (n_slots, n_candidates).
@@ -38,37 +42,66 @@ class Freezer:
         news = [
             slot
             for slot, margin in enumerate(lead)
-            if slot not in self.frozen and margin >= self.threshold
+            if slot not in self.decided and margin >= self.threshold
         ]
         self.frozen.update((slot, int(index[slot, 0])) for slot in news)
         self.frozen_at.update(dict.fromkeys(news, step))
         return news
 
+    def finish(self, probabilities: torch.Tensor) -> list[int]:
+        """The deadline: decide every slot that is left for its best; returns those slots.
+
+        They are kept apart from the frozen ones, because the search never made up its mind
+        about them. A decision under a budget may still overrule them.
+
+        Args:
+            probabilities: (n_slots, n_candidates).
+        """
+        best = probabilities.argmax(dim=1).tolist()
+        news = [slot for slot in range(len(best)) if slot not in self.decided]
+        self.finished.update((slot, best[slot]) for slot in news)
+        return news
+
+    @property
+    def decided(self) -> dict[int, int]:
+        """Slot -> chosen candidate, by the threshold or by the deadline."""
+        return self.frozen | self.finished
+
     def apply(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """`probabilities` with one-hot, gradient-free rows for the frozen slots."""
-        if not self.frozen:
+        """`probabilities` with one-hot, gradient-free rows for the decided slots."""
+        decided = self.decided
+        if not decided:
             return probabilities
-        rows = torch.tensor(list(self.frozen))
-        decided = torch.zeros_like(probabilities)
-        decided[rows, torch.tensor(list(self.frozen.values()))] = 1.0
-        return self.mask(probabilities) + decided
+        one_hot = torch.zeros_like(probabilities)
+        one_hot[list(decided), list(decided.values())] = 1.0
+        return self.mask(probabilities) + one_hot
 
     def mask(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` (n_slots, n_candidates) with those of frozen slots at 0."""
+        """`rows` (n_slots, n_candidates) with those of decided slots at 0."""
         searched = rows.new_ones(len(rows), 1)
-        searched[list(self.frozen)] = 0.0
+        searched[list(self.decided)] = 0.0
         return rows * searched
 
     @contextmanager
     def holding(self, optimizer: torch.optim.Optimizer, logits: torch.Tensor) -> Iterator[None]:
-        """Within it the rows of frozen slots cannot change, nor can their moments."""
-        rows = list(self.frozen)
-        state = optimizer.state[logits]
-        held = [t for t in (logits.data, *state.values()) if torch.is_tensor(t) and t.ndim == 2]
-        saved = [tensor[rows].clone() for tensor in held]
+        """Within it the rows of decided slots cannot change, nor can their moments.
+
+        Not to the last bit, whatever the optimiser: momentum and weight decay move a
+        parameter whose gradient is 0.
+        """
+        rows = list(self.decided)
+
+        def held() -> dict[Any, torch.Tensor]:
+            state = optimizer.state.get(logits, {})
+            moments = {k: t for k, t in state.items() if torch.is_tensor(t)}
+            return {k: t for k, t in moments.items() if t.shape == logits.shape}
+
+        before = {name: tensor[rows].clone() for name, tensor in held().items()}
+        values = logits.detach()[rows].clone()
         yield
-        for tensor, values in zip(held, saved, strict=True):
-            tensor[rows] = values
+        logits.data[rows] = values
+        for name, tensor in held().items():  # moments that the first step made start at 0
+            tensor[rows] = before.get(name, torch.zeros_like(values))
 
     def report(self, n_slots: int) -> dict[str, Any]:
         """How many slots froze, how many the deadline decided, and when each froze."""
@@ -79,9 +112,14 @@ class Freezer:
         }
 
     def state_dict(self) -> dict[str, dict[int, int]]:
-        """What is frozen, and since when."""
-        return {"frozen": dict(self.frozen), "frozen_at": dict(self.frozen_at)}
+        """What is decided, and since when."""
+        return {
+            "frozen": dict(self.frozen),
+            "frozen_at": dict(self.frozen_at),
+            "finished": dict(self.finished),
+        }
 
     def load_state_dict(self, state: Mapping[str, dict[int, int]]) -> None:
         """Go on from `state_dict`'s answer."""
         self.frozen, self.frozen_at = dict(state["frozen"]), dict(state["frozen_at"])
+        self.finished = dict(state.get("finished", {}))

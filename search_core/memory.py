@@ -1,58 +1,95 @@
 """What to say when a training step does not fit into memory."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from traceback import clear_frames
 
 import torch
 
 from search_core.data.dataset import Dataset
 from search_core.errors import OutOfMemoryError
-from search_core.nn.supernet import Supernet
+from search_core.estimators.base import Estimator, one_hot
+from search_core.nn.supernet import ALL, Supernet
+from search_core.randomness import stream
+
+_SIGNS = ("can't allocate memory", "bad_alloc")
 
 
 @contextmanager
-def explain_out_of_memory(supernet: Supernet, data: Dataset, batch_size: int) -> Iterator[None]:
+def explain_out_of_memory(batch_size: int, rehearse: Callable[[int], object]) -> Iterator[None]:
     """Turn an allocation failure inside it into an error that names a batch size that fits.
+
+    Args:
+        batch_size: of the step inside it.
+        rehearse: takes a step of a batch size as dear in memory as any; it is tried at half of
+            `batch_size`, a quarter, ... until it succeeds.
 
     Raises:
         OutOfMemoryError: in place of the allocator's own error.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not _is_allocation_failure(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or "MemoryError"
+        clear_frames(error.__traceback__)  # they hold what the step had allocated
     else:
         return
-    fitting = _largest_fitting(supernet, data, batch_size)
-    raise OutOfMemoryError(batch_size, fitting, reason)
+    raise OutOfMemoryError(batch_size, _largest_fitting(batch_size, rehearse), reason)
 
 
-def _is_allocation_failure(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_allocation_failure(error: RuntimeError | MemoryError) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(sign in str(error) for sign in _SIGNS)
 
 
-def _largest_fitting(supernet: Supernet, data: Dataset, batch_size: int) -> int | None:
-    """The largest half, quarter, ... of `batch_size` whose step on the dearest path fits."""
-    _, macs = supernet.space.slot_costs(lambda block: block.macs)
-    path = [row.index(max(row)) for row in macs]
-    size = batch_size // 2
-    while size >= 1:
-        supernet.zero_grad()
+def _largest_fitting(batch_size: int, rehearse: Callable[[int], object]) -> int | None:
+    while batch_size > 1:
+        batch_size //= 2
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
-            batch = data.plain_batch(0, 0, size)
-            loss = batch.loss(supernet(batch.images, path))
-            loss.backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
+            rehearse(batch_size)
+        except (RuntimeError, MemoryError) as error:
             if not _is_allocation_failure(error):
                 raise
-            size //= 2
+            clear_frames(error.__traceback__)
         else:
-            supernet.zero_grad()
-            return size
+            return batch_size
     return None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Takes the steps of a search that need most memory, and spoils its state.
+
+    Attributes:
+        together: whether a slot may run all of its candidates at once.
+    """
+
+    supernet: Supernet
+    estimator: Estimator
+    data: Dataset
+    together: bool
+
+    def __call__(self, batch_size: int) -> None:
+        """One step of the weights and one of the logits on the path that keeps most scalars."""
+        space = self.supernet.space
+        _, kept = space.slot_costs(lambda block: sum(step.out_elements for step in block.steps))
+        path = [row.index(max(row)) for row in kept]
+        p = torch.zeros(len(kept), space.n_candidates, dtype=torch.float64)
+        for slot, row in enumerate(kept):
+            p[slot, : len(row)] = 1e-9  # nothing is decided, but this path is sure to be drawn
+        p = torch.maximum(p, one_hot(path, p))
+        p /= p.sum(dim=1, keepdim=True)
+
+        batch = self.data.plain_batch(0, 0, batch_size)
+        self.supernet.zero_grad()
+        choices = [ALL] * len(path) if self.together else path
+        batch.loss(self.supernet(batch.images, choices)).backward()  # type: ignore[no-untyped-call]
+        self.supernet.zero_grad()
+        self.estimator.estimate(self.supernet, p, batch, 0.0, stream(0, "rehearsal"))

@@ -5,13 +5,14 @@ So the best few go on from the shared weights, each on its own, on the same batc
 round the better half by held-out loss goes on. The winner keeps the weights it has by then.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from search_core.data.dataset import Dataset
-from search_core.errors import SearchInterrupted
+from search_core.errors import NonFiniteLossError, SearchInterrupted
 from search_core.events import Notice, Progress, Report, ShouldStop, ignore, never
 from search_core.nn.network import Network
 from search_core.nn.supernet import Supernet
@@ -25,7 +26,8 @@ class Standing:
 
     Attributes:
         rounds: how many it played.
-        loss, accuracy: on the held-out images, after the last of them.
+        loss, accuracy: on the held-out images, after the last of them; the loss is infinite
+            where the network diverged.
     """
 
     architecture: Architecture
@@ -58,7 +60,11 @@ def playoff(
 
     Raises:
         SearchInterrupted: `should_stop` said so.
+        NonFiniteLossError: not even the winner's loss is a number.
+        ValueError: there is no contender.
     """
+    if not contenders:
+        raise ValueError("a playoff needs at least one contender")
     networks = {contender: supernet.derive(contender) for contender in contenders}
     standings: dict[Architecture, Standing] = {}
     playing, n_round = list(networks), 0
@@ -80,6 +86,11 @@ def playoff(
         if len(playing) == 1:
             break
     order = sorted(standings.values(), key=lambda s: (-s.rounds, s.loss))
+    if math.isinf(order[0].loss):
+        raise NonFiniteLossError(
+            "every contender of the playoff diverged; lower the learning rate of "
+            f"{recipe.learning_rate:g}"
+        )
     report(Notice("playoff", supernet.space.format(order[0].architecture)))
     return order, networks[order[0].architecture]
 
@@ -107,11 +118,15 @@ def _train(network: Network, data: Dataset, recipe: WeightRecipe, seed: int, n_r
 
 @torch.no_grad()
 def held_out_loss(network: Network, data: Dataset, batch_size: int = 512) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of `network` on all training images of `data`."""
+    """Mean cross-entropy and accuracy of `network` on all training images of `data`.
+
+    A loss that is not a number is given as infinite, so that it can be compared.
+    """
     network.eval()
     loss, right = 0.0, 0
     for batch in data.train_batches(batch_size):
         scores = network(batch.images)  # (B, n_classes)
         loss += batch.loss(scores).item() * len(batch.labels)
         right += int((scores.argmax(dim=1) == batch.labels).sum())
-    return loss / data.n_train, right / data.n_train
+    mean = loss / data.n_train
+    return mean if math.isfinite(mean) else math.inf, right / data.n_train

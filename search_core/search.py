@@ -3,14 +3,14 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 
 import torch
 
 from search_core.checkpoints import Checkpoint
 from search_core.constraint import AbsoluteReward, Constraint, Constraints
-from search_core.data.dataset import Dataset
+from search_core.data.dataset import Batch, Dataset
 from search_core.decode import decode, k_best
 from search_core.errors import (
     BudgetUnreachableError,
@@ -31,13 +31,12 @@ from search_core.events import (
     remaining_seconds,
 )
 from search_core.freeze import Freezer
-from search_core.health import Health, marked
-from search_core.memory import explain_out_of_memory
-from search_core.nn.supernet import ALL, Supernet
+from search_core.health import Health, discretisation_gap
+from search_core.memory import Rehearsal, explain_out_of_memory
+from search_core.nn.supernet import ALL, Supernet, batch_statistics_only
 from search_core.randomness import stream
-from search_core.space.blocks import WEIGHTLESS
 from search_core.space.space import Architecture, SearchSpace
-from search_core.train import WeightRecipe, fingerprint, set_rate
+from search_core.train import WeightRecipe, all_finite, fingerprint, set_rate
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,12 @@ class SearchConfig:
         recipe: how weights are trained, over the search and the child's phase together.
         search_steps: after how many of them the architecture is decided (DSNAS searches 80
             of 240 epochs).
-        warmup_steps: first steps that train weights only, on uniformly drawn paths.
-        weightless_share: probability, during the warm-up, of drawing an operation that has
-            nothing to learn; None draws every candidate alike.
+        warmup_steps: first steps that train weights only, on paths drawn from the start.
+        largest_share: where the probabilities start: this much on the candidate of each slot
+            with the most weights, the rest on the others alike. Young weights flatter whatever
+            disturbs them least, so a search of a cell that starts from equal parts falls to
+            few operations; one that starts from the largest network asks what can be changed
+            in it. None starts from equal parts, as in the papers.
         operation_warmup: during the warm-up a slot runs all of its operations, averaged, with
             a probability that falls linearly from 1 to 0 (TuNAS).
         estimator, estimator_options: of the gradient in the logits, by name.
@@ -60,10 +62,10 @@ class SearchConfig:
         alpha_learning_rate: of Adam on the logits. The published 1e-3 suits 100,000 steps; a
             search of hundreds needs more.
         alpha_betas: of the same; None takes those published with the estimator.
-        temperature: (first, last) price of certainty in units of the loss: the sum over slots
-            of ``tau sum_k p_k ln p_k`` is added, with tau falling geometrically, so that
-            p stays near ``exp(-f / tau)`` and nothing is decided while weights are young.
-            None adds nothing, as in the papers.
+        temperature: (first, last) price of certainty in units of the loss: the divergence
+            ``tau sum_k p_k ln(p_k / start_k)`` of every slot is added, with tau falling
+            geometrically, so that p stays near ``start exp(-f / tau)`` and nothing is decided
+            while weights are young. None adds nothing, as in the papers.
         freeze_threshold: 0.3, from the DSNAS code.
         max_rollbacks: how often a loss that is not finite sends the search back to its last
             checkpoint, at half the rate, before it is given up.
@@ -73,7 +75,7 @@ class SearchConfig:
     search_steps: int
     warmup_steps: int
     seed: int = 0
-    weightless_share: float | None = None
+    largest_share: float | None = None
     operation_warmup: bool = False
     estimator: str = "dsnas"
     estimator_options: Mapping[str, float] = field(default_factory=dict)
@@ -158,7 +160,9 @@ def run_search(
         device: computes and holds the images.
         report: hears progress and a checkpoint after every epoch.
         should_stop: asked after every step.
-        resume: a checkpoint of this very search; the run goes on as if never stopped.
+        resume: a checkpoint of this very search; the run goes on as if never stopped. Only a
+            later rollback may differ: it goes back to `resume` at the furthest, where the
+            unbroken run would go back to the epoch's start.
 
     Raises:
         BudgetUnreachableError: before any training: no architecture keeps some budget.
@@ -166,6 +170,7 @@ def run_search(
         NonFiniteLossError: the loss is not a number any more, however low the rate.
         OutOfMemoryError: a step does not fit; it names a batch size that does.
         CheckpointError: `resume` belongs to another search.
+        DatasetError: before any training: a batch is larger than the images it is drawn from.
         UnknownEstimatorError: no estimator has that name.
     """
     # set up: weights, logits, constraints
@@ -173,15 +178,20 @@ def run_search(
     estimator = _estimator(config, constraints)
     prices = Constraints(constraints)
     prices.check_reachable(space)
-    identity = fingerprint(space.digest, asdict(config), data.digest, prices.describe())
+    identity = fingerprint(
+        space.digest, asdict(config), data.digest, asdict(data.augmentation), prices.describe()
+    )
     data, held_out = data.to(device), None
     if not estimator.trains_weights:
         data, held_out = data.split(config.held_out_images or data.n_train // 10, seed=0)
+        held_out.steps_per_epoch(recipe.batch_size)  # raises now rather than after the warm-up
     supernet = Supernet(space, stream(seed, "weights")).to(device)
     absent = torch.ones(len(space.slots), space.n_candidates, dtype=torch.bool)
     for slot, decision in enumerate(space.slots):
         absent[slot, : len(decision.candidates)] = False
-    logits = torch.zeros_like(absent, dtype=torch.float64, requires_grad=True)
+    start = _start(config, space, absent)  # (n_slots, n_candidates)
+    logits = (start / start.amax(dim=1, keepdim=True)).log()  # 0 at the likeliest
+    logits = logits.masked_fill(absent, 0.0).requires_grad_()
     freezer = Freezer(config.freeze_threshold)
     health = Health(space)
     weight_optimizer = recipe.optimizer(supernet)
@@ -226,10 +236,10 @@ def run_search(
     def probabilities() -> torch.Tensor:
         return freezer.apply(logits.masked_fill(absent, -torch.inf).softmax(dim=1))
 
-    def move_logits(estimate: Estimate, p: torch.Tensor) -> None:
+    def priced(estimate: Estimate, p: torch.Tensor) -> Estimate:
         alpha_optimizer.zero_grad()
         scale, penalty = prices.objective(estimate.loss, p)
-        penalty = penalty + _certainty_price(config, p, step)
+        penalty = penalty + _certainty_price(config, p, start, step)
         if penalty.requires_grad:
             penalty.backward()  # type: ignore[no-untyped-call]
         gradient = scale * estimate.gradient
@@ -237,23 +247,28 @@ def run_search(
             gradient = gradient + logits.grad
         if estimate.moves is not None:
             gradient = gradient * estimate.moves
-        logits.grad = freezer.mask(gradient)
+        return replace(estimate, gradient=freezer.mask(gradient))
+
+    def move_logits(estimate: Estimate) -> None:
+        logits.grad = estimate.gradient
         before = logits.detach().clone()
         with freezer.holding(alpha_optimizer, logits):
             alpha_optimizer.step()
             logits.data.copy_(estimator.settle(before, logits.detach()))
 
     epoch_steps = data.steps_per_epoch(recipe.batch_size)
+    rehearsal = Rehearsal(supernet, estimator, data, together=config.operation_warmup)
     started, first_step = perf_counter(), step
     supernet.train()
     while step < config.search_steps:
-        # weights: one path, one forward, one backward
-        batch = data.training_batch(seed, step, recipe.batch_size)
         p = probabilities()  # (n_slots, n_candidates)
         searching = step >= config.warmup_steps
-        weight_optimizer.zero_grad()
+        progress = step / config.search_steps
         estimate = None
-        with explain_out_of_memory(supernet, data, recipe.batch_size):
+        with explain_out_of_memory(recipe.batch_size, rehearsal):
+            # weights: one path, one forward, one backward
+            batch = data.training_batch(seed, step, recipe.batch_size)
+            weight_optimizer.zero_grad()
             if searching and estimator.trains_weights:  # and the logits from the same batch
                 estimate = estimator.estimate(
                     supernet,
@@ -261,15 +276,12 @@ def run_search(
                     batch,
                     recipe.label_smoothing,
                     stream(seed, "path", step),
-                    progress=step / config.search_steps,
+                    progress=progress,
                 )
                 loss = estimate.loss
             else:
-                path = _weight_path(config, space, p.detach(), step)
-                task_loss = batch.loss(supernet(batch.images, path), recipe.label_smoothing)
-                task_loss.backward()  # type: ignore[no-untyped-call]
-                loss = task_loss.item()
-        if math.isfinite(loss):
+                path = _weight_path(config, p.detach(), step)
+                loss = _backward(supernet, path, batch, recipe.label_smoothing)
             set_rate(weight_optimizer, recipe.rate_at(step) * 0.5**rollbacks)
             weight_optimizer.step()
 
@@ -278,32 +290,35 @@ def run_search(
                 estimate = estimator.estimate(
                     supernet,
                     p.detach(),
-                    held_out.plain_batch(seed, step, recipe.batch_size),
+                    held_out.plain_batch(seed, step // config.alpha_every, recipe.batch_size),
                     0.0,
                     stream(seed, "alpha", step),
-                    progress=step / config.search_steps,
+                    progress=progress,
                     objective=prices.objective_of(space) if prices.needs_reward else None,
                 )
-                loss = estimate.loss
+        if estimate is not None:
+            estimate = priced(estimate, p)
 
-        # a loss that is not finite: back to the last checkpoint, at half the rate
-        if not math.isfinite(loss):
+        # anything that is not finite: back to the last checkpoint, at half the rate
+        ends = (step + 1) % epoch_steps == 0 or step + 1 == config.search_steps
+        trouble = _trouble(loss, estimate, supernet if ends else None)
+        if trouble is not None:
             rollbacks += 1
             if rollbacks > config.max_rollbacks:
                 raise NonFiniteLossError(
-                    f"the loss is {loss} at step {step}, after {config.max_rollbacks} rollbacks "
+                    f"{trouble} at step {step}, after {config.max_rollbacks} rollbacks "
                     f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
                 )
-            report(Notice("rollback", f"loss {loss} at step {step}; back to {last_good.step}"))
+            report(Notice("rollback", f"{trouble} at step {step}; back to {last_good.step}"))
             step = restore(last_good)
             continue
         if estimate is not None:
-            move_logits(estimate, p)
+            move_logits(estimate)
             health.observe(estimate)
         step += 1
 
         # once an epoch: freeze, price, report, checkpoint
-        if step % epoch_steps == 0 or step == config.search_steps:
+        if ends:
             if step > config.warmup_steps:
                 freezer.update(probabilities().detach(), step)
             p = probabilities().detach()
@@ -323,7 +338,7 @@ def run_search(
             last_good = copy.deepcopy(checkpoint())
             report(CheckpointReady(last_good))
         if should_stop():
-            report(CheckpointReady(checkpoint()))
+            report(CheckpointReady(checkpoint() if all_finite(supernet) else last_good))
             raise SearchInterrupted(f"stopped after search step {step}")
 
     log_probabilities = logits.detach().masked_fill(absent, -torch.inf).log_softmax(dim=1)
@@ -334,8 +349,28 @@ def run_search(
         "health": health.metrics(),
         "rollbacks": rollbacks,
         "collapse": None if verdict is None else asdict(verdict),
+        "discretisation_gap": _gap(supernet, data, p, config, step),
     }
     return SearchResult(supernet, p, log_probabilities, dict(freezer.frozen), step, summary)
+
+
+_GAP_PATHS = 8
+
+
+@torch.no_grad()
+def _gap(
+    supernet: Supernet, data: Dataset, p: torch.Tensor, config: SearchConfig, step: int
+) -> float:
+    """Loss of the most probable path, less the mean of paths drawn from `p`, on one batch."""
+    batch = data.plain_batch(config.seed, step, config.recipe.batch_size)
+    generator = stream(config.seed, "gap", step)
+    drawn = [sample_path(p, generator) for _ in range(_GAP_PATHS)]
+    with batch_statistics_only(supernet):
+        decided, *sampled = (
+            batch.loss(supernet(batch.images, path)).item()
+            for path in (tuple(p.argmax(dim=1).tolist()), *drawn)
+        )
+    return discretisation_gap(sum(sampled) / len(sampled), decided)
 
 
 def _estimator(config: SearchConfig, constraints: Sequence[Constraint]) -> Estimator:
@@ -352,35 +387,65 @@ def _estimator(config: SearchConfig, constraints: Sequence[Constraint]) -> Estim
     return ESTIMATORS[config.estimator](**config.estimator_options)
 
 
-def _certainty_price(config: SearchConfig, p: torch.Tensor, step: int) -> torch.Tensor | float:
+def _start(config: SearchConfig, space: SearchSpace, absent: torch.Tensor) -> torch.Tensor:
+    """The probabilities that the search starts from."""
+    if config.largest_share is None:
+        present = (~absent).double()
+        return present / present.sum(dim=1, keepdim=True)
+    _, weights = space.slot_costs(lambda block: block.parameters)
+    start = torch.zeros(absent.shape, dtype=torch.float64)
+    for slot, row in enumerate(weights):
+        others = (1.0 - config.largest_share) / max(1, len(row) - 1)
+        start[slot, : len(row)] = others
+        start[slot, row.index(max(row))] = 1.0 - others * (len(row) - 1)
+        if config.largest_share - others >= config.freeze_threshold and len(row) > 1:
+            raise ValueError(
+                f"largest_share {config.largest_share:g} leads by more than freeze_threshold "
+                f"{config.freeze_threshold:g} from the start: nothing would be searched"
+            )
+    return start
+
+
+def _certainty_price(
+    config: SearchConfig, p: torch.Tensor, start: torch.Tensor, step: int
+) -> torch.Tensor | float:
     if config.temperature is None:
         return 0.0
     first, last = config.temperature
     done = (step - config.warmup_steps) / max(1, config.search_steps - config.warmup_steps)
-    return first * (last / first) ** done * (p * p.clamp_min(1e-300).log()).sum()
+    ratio = p.clamp_min(1e-300) / start.clamp_min(1e-300)
+    return first * (last / first) ** done * (p * ratio.log()).sum()
 
 
-def _weight_path(
-    config: SearchConfig, space: SearchSpace, p: torch.Tensor, step: int
-) -> tuple[int, ...]:
+def _backward(
+    supernet: Supernet, path: tuple[int, ...], batch: Batch, label_smoothing: float
+) -> float:
+    """The loss of `path`; the gradients of its weights are left in ``.grad``."""
+    loss = batch.loss(supernet(batch.images, path), label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()
+
+
+def _trouble(loss: float, estimate: Estimate | None, supernet: Supernet | None) -> str | None:
+    """What is not finite, if anything is."""
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if estimate is not None and not math.isfinite(estimate.loss):
+        return f"the loss of held-out images is {estimate.loss}"
+    if estimate is not None and not bool(estimate.gradient.isfinite().all()):
+        return "the gradient of the logits is not finite"
+    if supernet is not None and not all_finite(supernet):
+        return "a weight is not finite"
+    return None
+
+
+def _weight_path(config: SearchConfig, p: torch.Tensor, step: int) -> tuple[int, ...]:
     """The path of a step that trains weights only; `ALL` where a slot runs every candidate."""
     generator = stream(config.seed, "path", step)
     if step >= config.warmup_steps:
         return sample_path(p, generator)
-    if config.weightless_share is not None:
-        p = _weighted(space, p, config.weightless_share)
     path = sample_path(p, generator)
     if not config.operation_warmup:
         return path
     together = torch.rand(len(path), generator=generator) < 1.0 - step / config.warmup_steps
     return tuple(ALL if t else k for t, k in zip(together.tolist(), path, strict=True))
-
-
-def _weighted(space: SearchSpace, p: torch.Tensor, share: float) -> torch.Tensor:
-    """`p` with `share` of each slot on the operations that have nothing to learn."""
-    weightless = marked(space, WEIGHTLESS)
-    idle, busy = p * weightless, p * ~weightless
-    totals = idle.sum(dim=1, keepdim=True), busy.sum(dim=1, keepdim=True)
-    mixed = share * idle / totals[0].clamp_min(1e-300)
-    mixed += (1.0 - share) * busy / totals[1].clamp_min(1e-300)
-    return torch.where((totals[0] > 0) & (totals[1] > 0), mixed, p)

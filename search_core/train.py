@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from search_core.checkpoints import Checkpoint
-from search_core.data.dataset import Dataset
+from search_core.data.dataset import Batch, Dataset
 from search_core.errors import NonFiniteLossError, SearchInterrupted
 from search_core.events import (
     CheckpointReady,
@@ -26,6 +26,7 @@ from search_core.events import (
     never,
     remaining_seconds,
 )
+from search_core.memory import explain_out_of_memory
 from search_core.nn.network import Network
 from search_core.randomness import stream
 
@@ -107,6 +108,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+@torch.no_grad()
+def all_finite(module: nn.Module) -> bool:
+    """Whether no weight and no statistic of `module` is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values())
+
+
 def fingerprint(*settings: object) -> str:
     """A digest of plain settings, to tell one run's checkpoints from another's."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
@@ -133,11 +140,12 @@ def train_network(
         seed: decides batch order and augmentation.
         report: hears progress and a checkpoint after every epoch.
         should_stop: asked after every step.
-        resume: a checkpoint of this very run.
+        resume: a checkpoint of this very run, as in `search_core.search.run_search`.
 
     Raises:
         SearchInterrupted: `should_stop` said so; a checkpoint was reported just before.
-        NonFiniteLossError: the loss is not a number any more.
+        NonFiniteLossError: the loss is not a number any more, however low the rate.
+        OutOfMemoryError: a step does not fit; it names a batch size that does.
         CheckpointError: `resume` belongs to another run.
     """
     identity = fingerprint(
@@ -169,6 +177,16 @@ def train_network(
             average.load_state_dict(saved.state["average"])
         return saved.step
 
+    def backward(batch: Batch) -> torch.Tensor:
+        optimizer.zero_grad()
+        with _dropout_draws(recipe, seed, step, batch.images.device):
+            loss = batch.loss(network(batch.images), recipe.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def rehearsal(batch_size: int) -> None:
+        backward(data.plain_batch(seed, 0, batch_size))
+
     if resume is not None:
         resume.expect("train", identity)
         step, rollbacks = restore(resume), int(resume.state["rollbacks"])
@@ -179,12 +197,9 @@ def train_network(
     started, first_step = perf_counter(), step
     network.train()
     while step < recipe.total_steps:
-        batch = data.training_batch(seed, step, recipe.batch_size)
+        with explain_out_of_memory(recipe.batch_size, rehearsal):
+            loss = backward(data.training_batch(seed, step, recipe.batch_size))
         set_rate(optimizer, recipe.rate_at(step) * 0.5**rollbacks)
-        optimizer.zero_grad()
-        with _dropout_draws(recipe, seed, step, batch.images.device):
-            loss = batch.loss(network(batch.images), recipe.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
         if recipe.gradient_clip is not None:
             nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
         optimizer.step()
@@ -194,16 +209,19 @@ def train_network(
 
         if step % epoch_steps == 0 or step == recipe.total_steps:
             train_loss = loss.item()
-            if not math.isfinite(train_loss):  # back to the last checkpoint, at half the rate
+            # a loss that was not finite has spoilt the weights: back to the last checkpoint,
+            # at half the rate
+            if not (math.isfinite(train_loss) and all_finite(network)):
+                trouble = "a weight is not finite"
+                if not math.isfinite(train_loss):
+                    trouble = f"the loss is {train_loss}"
                 rollbacks += 1
                 if rollbacks > recipe.max_rollbacks:
                     raise NonFiniteLossError(
-                        f"the loss is {train_loss} at step {step}, after {recipe.max_rollbacks} "
-                        "rollbacks at ever lower rates; lower the learning rate of "
-                        f"{recipe.learning_rate:g}"
+                        f"{trouble} at step {step}, after {recipe.max_rollbacks} rollbacks "
+                        f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
                     )
-                text = f"loss {train_loss} at step {step}; back to {last_good.step}"
-                report(Notice("rollback", text))
+                report(Notice("rollback", f"{trouble} at step {step}; back to {last_good.step}"))
                 step = restore(last_good)
                 continue
             metrics: Mapping[str, float] = {"train_loss": train_loss}
@@ -212,7 +230,7 @@ def train_network(
             last_good = copy.deepcopy(checkpoint())
             report(CheckpointReady(last_good))
         if should_stop():
-            report(CheckpointReady(checkpoint()))
+            report(CheckpointReady(checkpoint() if all_finite(network) else last_good))
             raise SearchInterrupted(f"stopped after training step {step}")
     if average is not None:
         network.load_state_dict(average.module.state_dict())

@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     enrolment_minutes: float = Field(default=10.0, gt=0)
     max_attempts: int = Field(default=4, gt=0, description="Attempts before a job has failed.")
     worker_poll_seconds: float = Field(default=0.5, gt=0)
+    datasets: Path | None = Field(
+        default=None, description="Folder with one folder a data set; none: `datasets` in `home`."
+    )
     attempt_threads: int = Field(default=0, ge=0, description="Torch threads; 0: every core.")
     log_level: str = "INFO"
 
@@ -37,6 +40,11 @@ class Settings(BaseSettings):
     def resolved_artifacts_url(self) -> str:
         """The artifact store to use, embedded or given."""
         return self.artifacts_url or f"file://{self.home.resolve() / 'artifacts'}"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Where a worker finds the data sets that do not come with the software, by name."""
+        return self.datasets or self.home.resolve() / "datasets"
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -140,9 +140,9 @@ class Dataset(Protocol):
     def split(self, held_out: int, seed: int = 0) -> tuple[Self, Self]:
         """The training images in two parts, the second with `held_out` of them.
 
-        Each class gives its share of the held-out images: one each of 50,000 / n_classes where
-        classes are of equal size (ProxylessNAS's split for architecture steps). Both parts
-        have all test images and the statistics of the whole.
+        Each class gives its share of the held-out images, so the same number where classes are
+        of equal size (ProxylessNAS's split for architecture steps). Both parts have all test
+        images and the statistics of the whole.
 
         Raises:
             DatasetError: one of the parts would have no image of some class.

@@ -60,6 +60,8 @@ class Estimator(Protocol):
     - each row of the gradient sums to 0, and is 0 at absent candidates and frozen slots;
     - where `trains_weights`, the gradients of the weights on the sampled path are left in
       ``.grad`` and those of all other weights stay None; elsewhere no weight gets a gradient;
+    - BatchNorm's running statistics follow the path that trains the weights and no other:
+      where not `trains_weights` they stay as they are;
     - the draw is a function of `generator` and of `state_dict` alone.
 
     Attributes:

@@ -116,7 +116,7 @@ class PathIntegratedDSNAS(Stateless):
             self._visits = torch.zeros(n_slots, dtype=torch.int64)
         choices = sample_path(probabilities, generator)
         candidates = undecided(probabilities)
-        heights = torch.ones(n_slots)
+        heights = probabilities.new_ones(n_slots)
         slot = None
         if candidates:
             slot = candidates[int(torch.randint(len(candidates), (), generator=generator))]
@@ -137,7 +137,7 @@ class PathIntegratedDSNAS(Stateless):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See `Estimator.state_dict`."""
-        return {"baseline": self._baseline, "visits": self._visits}
+        return {"baseline": self._baseline.clone(), "visits": self._visits.clone()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """See `Estimator.load_state_dict`."""
@@ -160,8 +160,8 @@ def gate_costs(
         The loss, and ``c_l = <dL/dy_l, o_l>`` of every slot, (n_slots,): the gradient of its
         gate. The weights' gradients are left in ``.grad``.
     """
-    gates = torch.ones(len(choices)) if heights is None else heights.clone()
-    gates = gates.to(batch.images.device).requires_grad_()  # (n_slots,)
+    values = torch.ones(len(choices)) if heights is None else heights
+    gates = values.to(batch.images, copy=True).requires_grad_()  # (n_slots,)
     loss = batch.loss(supernet(batch.images, choices, gates), label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     costs = torch.zeros_like(gates) if gates.grad is None else gates.grad  # None: all Zero

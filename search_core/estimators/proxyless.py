@@ -16,6 +16,7 @@ from search_core.estimators.base import (
     sample_path,
     undecided,
 )
+from search_core.nn.supernet import batch_statistics_only
 
 
 class Proxyless(Stateless):
@@ -124,8 +125,10 @@ def _gate_gradients(
     like: torch.Tensor,
 ) -> tuple[float, torch.Tensor]:
     """The loss, and dL/dg (n_slots, n_candidates) at the compared candidates; no weight learns."""
-    gates = torch.zeros(like.shape, device=batch.images.device, requires_grad=True)
-    loss = batch.loss(supernet(batch.images, choices, gates, compared), label_smoothing)
+    gates = torch.zeros_like(like).to(batch.images).requires_grad_()
+    with batch_statistics_only(supernet):
+        scores = supernet(batch.images, choices, gates, compared)
+    loss = batch.loss(scores, label_smoothing)
     if not any(compared):
         return loss.item(), torch.zeros_like(like)
     (gradient,) = torch.autograd.grad(loss, gates)

@@ -53,6 +53,11 @@ def mbconv_network(
 ) -> tuple[BlockSpec, ...]:
     """The chain of blocks of a published 22-token string, the fixed first block included.
 
+    Args:
+        text: 22 tokens; a channel count may be any, ``Z`` leaves the layer to its shortcut.
+        stem_channels, mix_channels: of the convolutions before and after the tokens, which
+            the string does not tell.
+
     Raises:
         ArchitectureSyntaxError: naming the position and the token at fault.
     """
@@ -75,42 +80,14 @@ def mbconv_network(
                 f"token {position} is {token!r}; expected kKeEcC such as k5e3c32"
                 + ("" if changes else ", or Z")
             )
-        last = blocks[-1]
+        given, resolution = blocks[-1].out_channels, blocks[-1].out_resolution_px
         if token == "Z":
-            continue
-        kernel, expansion, channels = map(int, match.groups())
-        blocks.append(
-            BlockSpec(
-                BlockKind.MBCONV,
-                kernel,
-                expansion,
-                stride,
-                last.out_channels,
-                channels,
-                last.out_resolution_px,
-            )
-        )
+            blocks.append(BlockSpec(BlockKind.ZERO, 1, 1, 1, given, given, resolution))
+        else:
+            kernel, expansion, channels = map(int, match.groups())
+            shape = (stride, given, channels, resolution)
+            blocks.append(BlockSpec(BlockKind.MBCONV, kernel, expansion, *shape))
     return (*blocks, *_tail(blocks[-1], mix_channels, n_classes))
-
-
-def mobilenet_v2(resolution_px: int = 224, n_classes: int = 1000) -> tuple[BlockSpec, ...]:
-    """MobileNetV2 1.0 (Sandler et al. 2018), the hand-made network of the same grammar."""
-    blocks = [BlockSpec(BlockKind.CONV, 3, 1, 2, 3, 32, resolution_px)]
-    stages = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
-    for expansion, channels, depth, first_stride in stages:
-        for position in range(depth):
-            last, stride = blocks[-1], first_stride if position == 0 else 1
-            shape = (stride, last.out_channels, channels, last.out_resolution_px)
-            blocks.append(BlockSpec(BlockKind.MBCONV, 3, expansion, *shape))
-    return (*blocks, *_tail(blocks[-1], _MIX_CHANNELS, n_classes))
 
 
 def _space(

@@ -98,7 +98,9 @@ class SearchSpace:
                     raise ValueError(f"{self.name}: {block} cannot be added to node {target}")
         given = self.layers[-1].blocks[0].out_channels
         if given != self.n_classes:
-            raise ValueError(f"{self.name} has {self.n_classes} classes, its last block gives {given}")
+            raise ValueError(
+                f"{self.name} has {self.n_classes} classes, its last block gives {given}"
+            )
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:

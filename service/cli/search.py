@@ -35,6 +35,9 @@ def create(
     space: Space = "micro",
     dataset: Dataset = "digits",
     epochs: Annotated[int, typer.Option(help="Search and training together.")] = 24,
+    algorithm: Annotated[
+        str, typer.Option(help="dsnas, dsnas_paired, proxyless, reinforce, ... (see the API).")
+    ] = "dsnas",
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     follow: Annotated[bool, typer.Option(help="Show progress until it ends.")] = False,
     url: Url = DEFAULT_URL,
@@ -49,6 +52,7 @@ def create(
             search_space=space,
             dataset=dataset,
             epochs=epochs,
+            algorithm=algorithm,
             seed=seed,
         )
         if follow:
@@ -174,7 +178,7 @@ def download(
     url: Url = DEFAULT_URL,
     api_key: Key = None,
 ) -> None:
-    """Download a search's files: ONNX model, weights, manifest."""
+    """Download a search's files: the network in four forms, and the manifest."""
     with connect(url, api_key) as client:
         folder.mkdir(parents=True, exist_ok=True)
         for artifact in client.artifacts(search).items:

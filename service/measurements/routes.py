@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from search_core.space.presets import get_space
 from service.agents.repository import n_online, seen
 from service.auth.access import CurrentAgent, User
 from service.db.base import utc_now
@@ -46,6 +45,7 @@ from service.measurements.schemas import (
 )
 from service.schemas import Page, next_cursor
 from service.settings import Settings
+from service.spaces.catalogue import listed_space
 from service.targets.repository import named_target
 
 router = APIRouter(tags=["measurements"])
@@ -62,7 +62,7 @@ def create_kit(
     _: User,
 ) -> KitRead:
     """Have a space measured on a target; asking again returns the kit there is."""
-    space = get_space(body.search_space)
+    space = listed_space(body.search_space)
     target = named_target(session, body.target)
     kit = ensure_kit(session, artifacts, target.id, space)
     session.flush()

@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 from predictor.kits import plan_kit
 from predictor.network import NetworkLatencyModel
 from search_core.data.catalogue import dataset_info
-from search_core.space.presets import get_space
 from search_core.space.space import SearchSpace
 from service.agents.repository import n_online
 from service.artifacts import ArtifactStore
@@ -23,6 +22,7 @@ from service.searches.models import Search
 from service.searches.repository import append_event, find_by_idempotency_key, get_search
 from service.searches.schemas import TERMINAL, Feasibility, SearchCreate
 from service.settings import Settings
+from service.spaces.catalogue import searchable_space
 from service.targets.repository import named_target
 
 SEARCH_JOB = "search"
@@ -37,9 +37,10 @@ def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasi
     """Which budgets the target can meet, before anything is paid for.
 
     Raises:
-        InvalidRequestError: unknown target, space or data set, or images that do not fit.
+        InvalidRequestError: unknown target or data set, or images that do not fit the space.
+        UnknownSpaceError: no space of that name.
     """
-    space = get_space(spec.search_space)
+    space = searchable_space(spec.search_space)
     target = named_target(session, spec.target)
     _check_dataset(spec, space)
     online = n_online(session, target.id, settings.agent_offline_seconds)
@@ -97,7 +98,7 @@ def create(
                     "with another body"
                 )
             return earlier
-    space = get_space(spec.search_space)
+    space = searchable_space(spec.search_space)
     take_turns(session, model_key(spec.target, space.digest))  # it may be fitted right now
     feasibility = preflight(session, spec, settings)
     if feasibility.feasible is False:

@@ -27,6 +27,18 @@ Phase = Literal[
 ]
 
 
+Algorithm = Literal[
+    "dsnas",
+    "dsnas_paired",
+    "dsnas_path_integrated",
+    "gumbel",
+    "proxyless",
+    "proxyless_two_path",
+    "reinforce",
+]
+"""Every estimator of `search_core.estimators.presets`, which the API cannot load."""
+
+
 class SearchCreate(Request):
     """A device and a latency budget; everything else has a default."""
 
@@ -34,7 +46,7 @@ class SearchCreate(Request):
     latency_budget_ms: Annotated[float, Field(gt=0.0, le=600_000.0)]
     search_space: Name = "micro"
     dataset: Name = "digits"
-    algorithm: Literal["dsnas"] = "dsnas"
+    algorithm: Algorithm = "dsnas"
     epochs: Annotated[int, Field(ge=4, le=10_000)] = 24
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     random_baseline: bool = True

@@ -26,8 +26,15 @@ from search_core.errors import (
     SearchCoreError,
     SearchInterrupted,
 )
+from search_core.estimators.presets import ESTIMATORS
 from search_core.events import CheckpointReady, Notice, Progress, Report, SearchEvent
-from search_core.export import onnx_bytes, onnx_parity, safetensors_bytes
+from search_core.export import (
+    check_parity,
+    onnx_bytes,
+    python_source,
+    safetensors_bytes,
+    torch_export_bytes,
+)
 from search_core.nn.network import Network
 from search_core.randomness import stream
 from search_core.search import SearchConfig, SearchResult, run_search
@@ -108,7 +115,9 @@ class _Attempt:
             self.model = NetworkLatencyModel.from_document(row.document)
         self.latency = LatencyTerm(self.model)
         self.budget_ms = self.spec.latency_budget_ms
-        self.data: Dataset = load_dataset(self.spec.dataset)
+        self.data: Dataset = load_dataset(
+            self.spec.dataset, context.settings.datasets_dir / self.spec.dataset
+        )
         self._should_stop = context.stop_check(
             lambda session: get_search(session, search_id).status == "cancelling"
         )
@@ -116,6 +125,7 @@ class _Attempt:
             context, search_id, search.target_id, self.space, self._should_stop
         )
         self._checkpoints = context.settings.checkpoints_dir / search_id
+        self._one_stage = ESTIMATORS[self.spec.algorithm]().trains_weights
         self._decodes: list[dict[str, Any]] = []
         self._measured: dict[Architecture, Measurement] = {}  # the latest of each
 
@@ -182,9 +192,7 @@ class _Attempt:
     def _latency_constraint(self) -> Constraint:
         """The budget, as far as the model thinks that it can be met; the device decides later."""
         reachable_ms = max(self.budget_ms, self.model.band_ms[0])
-        return Constraint(
-            "latency", self.latency, reachable_ms, AugmentedLagrangian(equality=True)
-        )
+        return Constraint("latency", self.latency, reachable_ms, AugmentedLagrangian(equality=True))
 
     def _decide(self, found: SearchResult, limit_ms: float) -> tuple[Architecture, float]:
         """The best architecture that measures under the budget, and the limit it was decoded at.
@@ -239,10 +247,12 @@ class _Attempt:
         return max(within, key=self.latency.exact)
 
     def _train(self, child: Architecture, found: SearchResult, recipe: WeightRecipe) -> _Trained:
-        """The child goes on from the supernet's weights, on the same schedule."""
-        network = found.supernet.derive(child)
+        """One-stage methods go on from the supernet's weights; the others train from scratch."""
         name = f"child-{'.'.join(map(str, child.choices))}.pt"
-        return self._finish(child, network, recipe, found.steps, name)
+        if self._one_stage:
+            return self._finish(child, found.supernet.derive(child), recipe, found.steps, name)
+        graph, generator = self.space.graph(child), stream(self.spec.seed, "child")
+        return self._finish(child, Network.initialised(graph, generator), recipe, 0, name)
 
     def _random_baseline(self, recipe: WeightRecipe, child: Architecture) -> dict[str, Any]:
         """A random architecture of the same budget, trained from scratch with as many steps."""
@@ -365,6 +375,23 @@ class _Attempt:
             "macs": self.space.macs(architecture),
         }
 
+    def _files(self, trained: _Trained, measured: Measurement) -> dict[str, tuple[bytes, str]]:
+        """Content and media type of each file of the network, by name."""
+        facts = {
+            "architecture": self.space.format(trained.architecture),
+            "space": f"{self.space.name}@{self.space.version}",
+            "trained on": f"{self.spec.dataset}, mean {self.data.mean}, std {self.data.std}",
+            "test accuracy": trained.test_accuracy,
+            "latency": f"{measured.latency_ms:.4g} ms, the median of {measured.n} runs",
+        }
+        binary = "application/octet-stream"
+        return {
+            "model.onnx": (trained.onnx, binary),
+            "network.pt2": (torch_export_bytes(trained.network), binary),
+            "network.py": (python_source(trained.network, facts).encode(), "text/x-python"),
+            "weights.safetensors": (safetensors_bytes(trained.network), binary),
+        }
+
     def _publish(
         self,
         trained: _Trained,
@@ -374,18 +401,12 @@ class _Attempt:
     ) -> None:
         """Write `succeeded` with every file; the one place that does."""
         assert measured.latency_ms <= self.budget_ms
-        parity = onnx_parity(
+        files = self._files(trained, measured)
+        parity = check_parity(
             trained.network,
-            trained.onnx,
+            {name: content for name, (content, _) in files.items()},
             next(self.data.test_batches(_PARITY_IMAGES)).images,
         )
-        files = {
-            "model.onnx": (trained.onnx, "application/octet-stream"),
-            "weights.safetensors": (
-                safetensors_bytes(trained.network),
-                "application/octet-stream",
-            ),
-        }
         stored = {
             name: self._context.artifacts.put(content) for name, (content, _) in files.items()
         }
@@ -411,7 +432,7 @@ class _Attempt:
                 "measurement": measured.id,
                 "result": result,
                 "preprocessing": {"mean": self.data.mean, "std": self.data.std},
-                "onnx_parity_max_abs_difference": parity,
+                "parity": parity,  # largest absolute difference of scores, by file
                 "files": stored,
                 "software": {
                     "tailor": VERSION,

@@ -8,6 +8,7 @@ from search_core.space.presets import get_space, space_names
 from search_core.space.space import SearchSpace
 from service.auth.access import User
 from service.errors import NotFoundError
+from service.spaces.catalogue import listed_space, searchable_datasets
 from service.spaces.schemas import DatasetList, DatasetRead, SlotRead, SpaceList, SpaceRead
 
 router = APIRouter(tags=["search spaces"])
@@ -23,7 +24,7 @@ def list_spaces(_: User) -> SpaceList:
 def get(name: str, _: User) -> SpaceRead:
     """One search space."""
     try:
-        return _read(get_space(name))
+        return _read(listed_space(name))
     except UnknownSpaceError as error:
         raise NotFoundError(str(error)) from error
 
@@ -44,5 +45,6 @@ def _read(space: SearchSpace) -> SpaceRead:
         resolution_px=space.resolution_px,
         n_classes=space.n_classes,
         n_distinct_blocks=len(space.distinct_blocks),
+        datasets=searchable_datasets(space),
         slots=[SlotRead(name=s.name, candidates=s.candidates) for s in space.slots],
     )

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from service.schemas import Resource
 
 
@@ -24,6 +26,7 @@ class SpaceRead(Resource):
     resolution_px: int
     n_classes: int
     n_distinct_blocks: int
+    datasets: list[str] = Field(description="Those it can be searched on; none: not here.")
     slots: list[SlotRead]
 
 

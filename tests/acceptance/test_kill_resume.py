@@ -186,8 +186,15 @@ def test_events_stay_numbered_densely_whoever_is_killed(installation, unbroken, 
 def test_the_files_of_a_search_are_those_its_manifest_names(installation, unbroken):
     files = installation.http.get(f"/v1/searches/{unbroken['id']}/artifacts").json()["items"]
     hashes = {file["name"]: file["sha256"] for file in files}
-    assert set(hashes) == {"model.onnx", "weights.safetensors", "manifest.json"}
+    assert set(hashes) == {
+        "manifest.json",
+        "model.onnx",
+        "network.pt2",
+        "network.py",
+        "weights.safetensors",
+    }
     url = next(file["url"] for file in files if file["name"] == "manifest.json")
     manifest = installation.http.get(url).json()
     assert manifest["files"] == {n: h for n, h in hashes.items() if n != "manifest.json"}
+    assert manifest["parity"].keys() == manifest["files"].keys()
     assert manifest["result"]["network"] == unbroken["result"]["network"]

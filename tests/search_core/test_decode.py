@@ -1,27 +1,49 @@
 """The knapsack decode: held against brute force and against ProxylessNAS's published table."""
 
+import json
 import math
+import random
 from itertools import product
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_core.decode import decode
+from search_core.costs import SeparableCost, lookup, macs_cost, parameter_cost, peak_activation_cost
+from search_core.decode import Cap, Limit, decode, k_best
 from search_core.errors import BudgetUnreachableError
-from search_core.space.blocks import BlockKind
 from search_core.space.proxyless import proxyless_imagenet
 
-
-def tables(costs, utilities):
-    """Strategy: (utilities, costs) of up to 5 slots with up to 4 candidates each."""
-    row = st.lists(st.tuples(utilities, costs), min_size=1, max_size=4)
-    split = lambda rows: ([[u for u, _ in r] for r in rows], [[c for _, c in r] for r in rows])  # noqa: E731
-    return st.lists(row, min_size=1, max_size=5).map(split)
+ROUNDING = 1e-9
 
 
-floats = tables(st.floats(0.0, 100.0), st.one_of(st.just(-math.inf), st.floats(-100.0, 100.0)))
-integers = tables(st.integers(0, 6), st.one_of(st.just(-math.inf), st.integers(-4, 4)))
+@st.composite
+def problems(draw, numbers, n_limits, n_caps=0, max_slots=4):
+    """(utilities, limits, caps): slots of up to 4 candidates, budgets of any tightness."""
+    widths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=max_slots))
+
+    def table(values):
+        return [[draw(values) for _ in range(width)] for width in widths]
+
+    def spread(low, high):
+        return low + draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0, 1.2])) * (high - low)
+
+    limits, caps = [], []
+    for i in range(draw(st.integers(*n_limits))):
+        costs = table(numbers)
+        budget = spread(sum(map(min, costs)), sum(map(max, costs)))
+        limits.append(Limit(costs, budget + 7.0, 7.0, f"limit {i}"))
+    for i in range(draw(st.integers(0, n_caps))):
+        values = table(numbers)
+        budget = spread(max(map(min, values)), max(map(max, values)))
+        caps.append(Cap(values, budget, name=f"cap {i}"))
+    return table(numbers), limits, caps
+
+
+floats = st.floats(0.0, 100.0)
+integers = st.integers(0, 4)  # many ties
 
 
 def total(table, choices):
@@ -32,101 +54,167 @@ def total(table, choices):
     return result
 
 
-def permitted(utilities, costs, limit):
-    """(utility, cost) of every choice within `limit`, by brute force."""
-    for choices in product(*(range(len(row)) for row in costs)):
-        utility, cost = total(utilities, choices), total(costs, choices)
-        if utility > -math.inf and cost <= limit:
-            yield utility, cost
+def keeps(choices, limits, caps, rounding=0.0):
+    return all(
+        b.offset + total(b.costs, choices) <= b.budget + rounding * max(1.0, abs(b.budget))
+        for b in limits
+    ) and all(
+        row[choice] <= cap.budget
+        for cap in caps
+        for row, choice in zip(cap.values, choices, strict=True)
+    )
 
 
-def cheapest(utilities, costs):
-    return min((cost for _, cost in permitted(utilities, costs, math.inf)), default=math.inf)
+def brute_force(utilities, limits, caps, rounding=0.0):
+    """The choices that keep every budget."""
+    every = product(*(range(len(row)) for row in utilities))
+    return [c for c in every if keeps(c, limits, caps, rounding)]
 
 
-@settings(deadline=None, max_examples=150)
-@given(floats, st.floats(0.0, 500.0))
-def test_decode_equals_brute_force(table, budget):
-    utilities, costs = table
-    rounding = 1e-11 * max(1.0, budget)
+def ranked(utilities, choices):
+    return sorted((total(utilities, c) for c in choices), reverse=True)
+
+
+@settings(deadline=None, max_examples=6000)
+@given(
+    problems(st.one_of(floats, integers), (0, 3), n_caps=2),
+    st.integers(1, 7),
+    st.sampled_from([(64, None), (1, None), (1, 2, None)]),
+)
+def test_the_k_best_are_those_of_brute_force(problem, k, widths):
+    """However little the approximate passes keep, which these small problems never fill."""
+    utilities, limits, caps = problem
     try:
-        choices = decode(utilities, costs, budget)
+        with patch("search_core.decode._WIDTHS", widths):
+            found = k_best(utilities, limits, caps, k=k)
     except BudgetUnreachableError:
-        assert cheapest(utilities, costs) > budget
+        assert brute_force(utilities, limits, caps) == []
         return
-    utility = total(utilities, choices)
-    within = [u for u, _ in permitted(utilities, costs, budget)]
-    nearly = [u for u, _ in permitted(utilities, costs, budget + rounding)]
-    assert max(within, default=-math.inf) <= utility <= max(nearly)
+    assert len(set(found)) == len(found)
+    assert all(keeps(choices, limits, caps, ROUNDING) for choices in found)
+    got = [total(utilities, choices) for choices in found]
+    assert got == ranked(utilities, found)
+    # a budget met to the last bit may count either way
+    strict = ranked(utilities, brute_force(utilities, limits, caps))[:k]
+    loose = ranked(utilities, brute_force(utilities, limits, caps, ROUNDING))[:k]
+    assert len(strict) <= len(got) <= len(loose)
+    assert all(a <= b + ROUNDING * max(1.0, abs(b)) for a, b in zip(strict, got, strict=False))
+    assert all(a <= b for a, b in zip(got, loose, strict=False))
 
 
-@settings(deadline=None, max_examples=150)
-@given(integers, st.integers(0, 30))
-def test_among_equals_the_cheaper_wins(table, budget):
-    utilities, costs = table
-    options = list(permitted(utilities, costs, budget))
-    if not options:
-        with pytest.raises(BudgetUnreachableError):
-            decode(utilities, costs, budget)
+@settings(deadline=None, max_examples=6000)
+@given(problems(integers, (1, 1)))
+def test_under_one_limit_equals_come_by_rising_cost(problem):
+    utilities, limits, _ = problem
+    (limit,) = limits
+    try:
+        found = k_best(utilities, limits, k=4)
+    except BudgetUnreachableError:
         return
-    choices = decode(utilities, costs, budget)
-    best = max(options, key=lambda option: (option[0], -option[1]))
-    assert (total(utilities, choices), total(costs, choices)) == best
+    key = lambda c: (-total(utilities, c), total(limit.costs, c))  # noqa: E731
+    expected = sorted(map(key, brute_force(utilities, limits, [], ROUNDING)))
+    assert list(map(key, found)) == expected[:4]
+    assert decode(utilities, limits) == found[0]
 
 
-@settings(deadline=None, max_examples=150)
-@given(floats, st.floats(0.0, 1.0))
-def test_decode_never_exceeds_the_budget_nor_takes_a_forbidden_candidate(table, share):
-    utilities, costs = table
-    least = cheapest(utilities, costs)
-    if least == math.inf:
+@settings(deadline=None, max_examples=6000)
+@given(problems(st.integers(0, 20), (1, 3), n_caps=1))
+def test_what_cannot_be_kept_is_named_with_the_least_it_can_be_brought_to(problem):
+    utilities, limits, caps = problem
+    if brute_force(utilities, limits, caps, ROUNDING):
+        assert keeps(decode(utilities, limits, caps), limits, caps, ROUNDING)
         return
-    budget = least + share * (sum(max(row) for row in costs) - least)
-    choices = decode(utilities, costs, budget)
-    assert total(costs, choices) <= budget + 1e-11 * max(1.0, budget)
-    assert all(row[choice] > -math.inf for row, choice in zip(utilities, choices, strict=True))
+    with pytest.raises(BudgetUnreachableError) as caught:
+        decode(utilities, limits, caps)
+    error = caught.value
+    at_fault = next(part for part in (*caps, *limits) if part.name == error.name)
+    assert error.budget == at_fault.budget < error.minimum
+    assert error.name in str(error)
+    if at_fault in caps:
+        assert error.minimum == max(map(min, at_fault.values))
+    else:
+        before = limits[: limits.index(at_fault)]
+        others = brute_force(utilities, before, caps, ROUNDING)
+        least = at_fault.offset + min(total(at_fault.costs, c) for c in others)
+        assert error.minimum == pytest.approx(least)
 
 
-def test_without_a_budget_every_slot_takes_its_best():
-    assert decode([[1.0, 3.0, 2.0], [5.0, -1.0]], [[9.0, 8.0, 7.0], [6.0, 1.0]], math.inf) == (1, 0)
+@settings(deadline=None, max_examples=6000)
+@given(problems(floats, (1, 3)), st.data())
+def test_a_forbidden_candidate_is_never_taken(problem, data):
+    utilities, limits, _ = problem
+    unlimited = [Limit(b.costs, math.inf, b.offset) for b in limits]
+    slot = data.draw(st.integers(0, len(utilities) - 1))
+    forbidden = data.draw(st.integers(0, len(utilities[slot]) - 1))
+    if len(utilities[slot]) == 1:
+        return
+    utilities[slot][forbidden] = -math.inf
+    found = k_best(utilities, unlimited, k=1000)
+    assert all(choices[slot] != forbidden for choices in found)
+    assert len(found) == math.prod(map(len, utilities)) // len(utilities[slot]) * (
+        len(utilities[slot]) - 1
+    )
+
+
+def test_without_limits_every_slot_takes_its_best():
+    utilities = [[1.0, 3.0, 2.0], [5.0, -1.0]]
+    assert decode(utilities) == (1, 0)
+    assert k_best(utilities, k=3) == [(1, 0), (2, 0), (0, 0)]
+
+
+def test_fewer_are_returned_where_there_are_no_more():
+    limit = Limit([[1.0, 2.0], [1.0, 2.0]], 3.0)
+    assert k_best([[0.0, 3.0], [0.0, 1.0]], [limit], k=10) == [(1, 0), (0, 1), (0, 0)]
 
 
 def test_the_cheapest_is_within_a_budget_of_exactly_its_cost():
     costs = [[0.1, 0.7], [0.2, 0.9], [0.3, 0.8]]
-    assert decode([[0.0, 1.0]] * 3, costs, 0.1 + 0.2 + 0.3) == (0, 0, 0)
-    assert decode([[0.0, 1.0]] * 3, costs, 0.3 + 0.2 + 0.1) == (0, 0, 0)
+    for budget in (0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1):
+        assert decode([[0.0, 1.0]] * 3, [Limit(costs, budget)]) == (0, 0, 0)
 
 
-def test_an_unreachable_budget_is_reported_with_the_true_minimum():
+def test_a_limit_is_unreachable_below_its_least_sum_and_offset():
     utilities = [[0.0, 1.0], [-math.inf, 1.0, 2.0]]
     costs = [[2.0, 3.0], [1.0, 5.0, 4.0]]  # the candidate of cost 1 is forbidden
-    with pytest.raises(BudgetUnreachableError, match="ask for at least 6") as caught:
-        decode(utilities, costs, 5.5)
-    assert (caught.value.budget, caught.value.minimum) == (5.5, 6.0)
+    with pytest.raises(BudgetUnreachableError, match="at least 16") as error:
+        decode(utilities, [Limit(costs, 15.5, 10.0, "latency")])
+    assert (error.value.budget, error.value.minimum) == (15.5, 16.0)
 
 
-# ProxylessNAS's latency table, Google Pixel 1: mean ms of each MBConv, and of the fixed parts
+def test_limits_that_can_be_kept_alone_but_not_together_are_unreachable():
+    limits = [Limit([[1.0, 9.0]] * 3, 3.0, name="a"), Limit([[9.0, 1.0]] * 3, 20.0, name="b")]
+    with pytest.raises(BudgetUnreachableError) as error:
+        decode([[0.0, 0.0]] * 3, limits)
+    assert (error.value.name, error.value.budget, error.value.minimum) == ("b", 20.0, 27.0)
 
-PIXEL_1_MS = {  # (input px, in, out, stride): (k3e3, k3e6, k5e3, k5e6, k7e3, k7e6)
-    (112, 16, 24, 2): (6.2406, 16.7662, 7.5191, 18.9413, 9.1438, 22.1047),
-    (56, 24, 40, 2): (3.9412, 7.1387, 4.3828, 7.8806, 5.0262, 9.1910),
-    (56, 24, 24, 1): (6.2731, 11.0949, 7.9019, 14.1313, 10.2148, 18.5406),
-    (28, 40, 80, 2): (1.8103, 3.4540, 1.9846, 3.7976, 2.2292, 4.2522),
-    (28, 40, 40, 1): (2.8568, 5.3627, 3.4837, 6.6215, 4.3674, 8.3770),
-    (14, 80, 80, 1): (1.8414, 3.4695, 2.1265, 4.0798, 2.5003, 4.8805),
-    (14, 80, 96, 1): (1.9608, 3.6715, 2.2529, 4.2889, 2.6299, 5.0895),
-    (14, 96, 96, 1): (2.4547, 4.9233, 2.7916, 5.6446, 3.2347, 6.6467),
-    (14, 96, 192, 2): (1.6477, 3.2435, 1.7546, 3.4905, 1.9018, 3.7877),
-    (7, 192, 192, 1): (2.0538, 3.8000, 2.2407, 4.1644, 2.4566, 4.6927),
-    (7, 192, 320, 1): (2.6441, 4.8769, 2.8289, 5.2648, 3.0498, 5.8281),
-}
-FIXED_MS = {
-    "conv_k3_e1_s2_i3_o32_r224": 4.08376,
-    "mbconv_k3_e1_s1_i32_o16_r112": 3.88214,
-    "conv_k1_e1_s1_i320_o1280_r7": 3.08862,
-    "classifier_k1_e1_s1_i1280_o1000_r7": 0.30964,
-}
-CANDIDATES = ((3, 3), (3, 6), (5, 3), (5, 6), (7, 3), (7, 6))  # kernel, expansion
+
+def test_a_cap_below_its_floor_is_unreachable():
+    with pytest.raises(BudgetUnreachableError, match="memory budget 4"):
+        decode([[0.0, 0.0]], caps=[Cap([[1.0, 2.0]], 4.0, floor=5.0, name="memory")])
+
+
+@pytest.mark.parametrize(
+    ("utilities", "costs", "message"),
+    [
+        ([[0.0], [-math.inf, -math.inf]], [[1.0], [1.0, 1.0]], "every candidate of slot 1"),
+        ([[0.0, math.nan]], [[1.0, 1.0]], "slot 0 has"),
+        ([[0.0, 0.0]], [[1.0, math.inf]], "slot 0 has"),
+        ([[0.0, 0.0]], [[1.0]], r"table of ms has \[1\] candidates"),
+    ],
+)
+def test_tables_that_mean_nothing_are_refused(utilities, costs, message):
+    with pytest.raises(ValueError, match=message):
+        decode(utilities, [Limit(costs, math.inf, name="ms")])
+
+
+def test_k_is_at_least_1():
+    with pytest.raises(ValueError, match="at least 1"):
+        k_best([[0.0]], k=0)
+
+
+# ProxylessNAS's space under its published latency table, Google Pixel 1
+
+PIXEL_1_MS = json.loads(Path(__file__).with_name("pixel_1_ms.json").read_text())
 ROUNDING_MS = 2e-3  # the table has four decimals, the published sums all of them
 
 
@@ -137,32 +225,11 @@ def proxyless():
 
 @pytest.fixture(scope="module")
 def pixel_1(proxyless):
-    """(fixed ms, rows of ms) of the space on that phone."""
-
-    def latency_ms(block):
-        if str(block) in FIXED_MS:
-            return FIXED_MS[str(block)]
-        if block.kind is BlockKind.ZERO:
-            return 0.0
-        row = PIXEL_1_MS[block.resolution_px, block.in_channels, block.out_channels, block.stride]
-        return row[CANDIDATES.index((block.kernel, block.expansion))]
-
-    return proxyless.slot_costs(latency_ms)
+    return SeparableCost.of_blocks(proxyless, lookup(PIXEL_1_MS), "ms")
 
 
-@pytest.mark.parametrize(
-    ("pick", "published_ms"),
-    [
-        (min, 29.608775604781385),
-        (max, 191.0298712699614),
-        (lambda row: row[0], 76.04809868594556),  # all 3x3, expansion 3
-        (lambda row: row[1], 136.46626631591798),  # all 3x3, expansion 6
-        (lambda row: sum(row) / len(row), 113.98812882557642),  # uniform
-    ],
-)
-def test_sums_of_the_pixel_1_table_are_the_published_ones(pixel_1, pick, published_ms):
-    fixed_ms, rows_ms = pixel_1
-    assert fixed_ms + sum(map(pick, rows_ms)) == pytest.approx(published_ms, abs=ROUNDING_MS)
+def limit(cost, budget):
+    return Limit(cost.table, budget, cost.offset, cost.unit)
 
 
 @pytest.mark.parametrize(
@@ -171,21 +238,55 @@ def test_sums_of_the_pixel_1_table_are_the_published_ones(pixel_1, pick, publish
 def test_most_macs_within_a_latency_are_the_published_optimum(
     proxyless, pixel_1, budget_ms, macs, latency_ms
 ):
-    fixed_ms, rows_ms = pixel_1
-    fixed_macs, rows_macs = proxyless.slot_costs(lambda block: block.macs)
-    choices = decode(rows_macs, rows_ms, budget_ms - fixed_ms)
-    assert fixed_macs + total(rows_macs, choices) == macs
-    assert fixed_ms + total(rows_ms, choices) == pytest.approx(latency_ms, abs=ROUNDING_MS)
+    choices = decode(macs_cost(proxyless).table, [limit(pixel_1, budget_ms)])
+    architecture = proxyless.architecture(choices)
+    assert proxyless.macs(architecture) == macs
+    assert pixel_1.exact(architecture) == pytest.approx(latency_ms, abs=ROUNDING_MS)
 
 
 def test_no_network_of_the_proxyless_space_is_faster_than_its_minimum(proxyless, pixel_1):
-    fixed_ms, rows_ms = pixel_1
-    utilities = [[0.0] * len(row) for row in rows_ms]
-    with pytest.raises(BudgetUnreachableError) as caught:
-        decode(utilities, rows_ms, 29.6 - fixed_ms)
-    assert fixed_ms + caught.value.minimum == pytest.approx(29.60878, abs=ROUNDING_MS)
+    with pytest.raises(BudgetUnreachableError) as error:
+        decode(macs_cost(proxyless).table, [limit(pixel_1, 29.6)])
+    assert error.value.minimum == pytest.approx(29.60878, abs=ROUNDING_MS)
+    assert error.value.minimum == pytest.approx(pixel_1.minimum)
 
 
-def test_a_slot_without_a_permitted_candidate_is_unreachable_at_any_budget():
-    with pytest.raises(BudgetUnreachableError):
-        decode([[0.0], [-math.inf]], [[1.0], [1.0]], math.inf)
+def test_four_kinds_of_budget_are_kept_together_on_the_proxyless_space(proxyless, pixel_1):
+    """Each is set just below what the optimum so far costs."""
+    rng = random.Random(1)
+    utilities = [[rng.gauss(0.0, 1.0) for _ in row] for row in pixel_1.table]
+    utilities[0][1] += 3.0  # the candidate that takes most memory
+    peak = peak_activation_cost(proxyless)
+    limits, caps, values = [], [], []
+    for cost in (pixel_1, macs_cost(proxyless), parameter_cost(proxyless), peak):
+        best = k_best(utilities, limits, caps, k=5)
+        values.append(total(utilities, best[0]))
+        budget = 0.95 * cost.exact(proxyless.architecture(best[0]))
+        if cost is peak:
+            caps.append(Cap(peak.table, budget, peak.floor))
+        else:
+            limits.append(limit(cost, budget))
+    best = k_best(utilities, limits, caps, k=5)
+    assert values == sorted(values, reverse=True)
+    assert total(utilities, best[0]) < values[-1] < values[0]
+    assert all(keeps(choices, limits, caps, ROUNDING) for choices in best)
+    # nothing within two changes of the optimum is better than the k best
+    optimum = proxyless.architecture(best[0])
+    near = {b.choices for a in proxyless.neighbours(optimum) for b in proxyless.neighbours(a)}
+    permitted = [c for c in near if keeps(c, limits, caps) and c not in best]
+    assert len(permitted) > 100
+    assert all(total(utilities, c) <= total(utilities, best[-1]) for c in permitted)
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_equal_utilities_under_three_limits_cost_no_search(proxyless, pixel_1, k):
+    """Before a search every architecture is as good as any other: nothing to prune by."""
+    utilities = [[0.0] * len(row) for row in pixel_1.table]
+    limits = [
+        limit(pixel_1, 60.0),
+        limit(macs_cost(proxyless), 250e6),
+        limit(parameter_cost(proxyless), 3.2e6),
+    ]
+    found = k_best(utilities, limits, k=k)
+    assert len(set(found)) == k
+    assert all(keeps(choices, limits, [], ROUNDING) for choices in found)

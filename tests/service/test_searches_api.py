@@ -90,6 +90,7 @@ def test_a_budget_that_is_no_latency_is_refused(api, measured, budget):
         ("target", 7),
         ("search_space", "nowhere"),
         ("search_space", "micro@1"),
+        ("search_space", "nasbench201_n9999"),
         ("dataset", "imagenet"),
         ("algorithm", "enas"),
         ("epochs", 3),
@@ -107,6 +108,31 @@ def test_a_wrong_field_is_refused_by_name(api, measured, field, value):
     problem = refusal(api, body)
     assert problem["code"] == "invalid_request"
     assert wrong_fields(problem) == [field]
+
+
+def test_a_space_without_a_data_set_names_those_that_have_one(api, measured):
+    body = {"target": measured.target_id, "latency_budget_ms": 9.0}
+    problem = refusal(api, {**body, "search_space": "proxyless_imagenet"})
+    assert wrong_fields(problem) == ["search_space"]
+    assert "takes 3 x 224 x 224 images of 1000 classes" in problem["detail"]
+    served = problem["detail"].split("to search: ")[1].split(", ")
+    assert {"micro", "nasbench201", "spos_cifar"} <= set(served)
+    assert "spos_imagenet" not in served
+
+
+def test_a_space_too_large_to_measure_is_refused(api, measured):
+    body = {"target": measured.target_id, "latency_budget_ms": 9.0, "dataset": "cifar10"}
+    problem = refusal(api, {**body, "search_space": "proxyless_cifar_tree"})
+    assert wrong_fields(problem) == ["search_space"]
+    assert "has 563 distinct blocks to measure, more than 200" in problem["detail"]
+
+
+def test_images_that_do_not_fit_the_space_are_refused(api, measured):
+    body = {"target": measured.target_id, "latency_budget_ms": 9.0}
+    problem = refusal(api, {**body, "search_space": "proxyless_cifar_mb", "dataset": "digits"})
+    assert wrong_fields(problem) == ["dataset"]
+    assert "(3, 32, 10)" in problem["detail"]
+    assert "(1, 8, 10)" in problem["detail"]
 
 
 @pytest.mark.parametrize("field", ["target", "latency_budget_ms"])
@@ -479,6 +505,9 @@ def test_spaces_and_data_sets_are_listed(api):
     space = api.http.get("/v1/search-spaces/micro").json()
     assert space in api.http.get("/v1/search-spaces").json()["items"]
     assert (space["name"], space["size"], len(space["slots"])) == ("micro", 6**6, 6)
+    assert space["datasets"] == ["digits"]
+    assert api.http.get("/v1/search-spaces/spos_imagenet").json()["datasets"] == []
+    assert api.http.get("/v1/search-spaces/nasbench201_n9999").status_code == 404
     assert "digits" in [data["name"] for data in api.http.get("/v1/datasets").json()["items"]]
 
 

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from search_core.errors import ExportError
-from search_core.export import python_source
+from search_core.export import (
+    check_parity,
+    onnx_bytes,
+    parity_report,
+    python_source,
+    safetensors_bytes,
+)
 from search_core.nn.network import Network
 from search_core.nn.ops import BN_EPS_SEARCH
 from search_core.space.blocks import BlockKind, BlockSpec
@@ -36,6 +42,18 @@ def block(kind, kernel=1, channels=4, *, expansion=1):
     return BlockSpec(kind, kernel, expansion, 1, channels, channels, 8)
 
 
+def knotted():
+    """Shortcuts beside other blocks at one node, and a sum that fills more than a line."""
+    stem = BlockSpec(BlockKind.CONV, 3, 1, 1, 1, 4, 8)
+    shortcut = block(BlockKind.MBCONV, 3, expansion=2)
+    many = [block(BlockKind.RELU_CONV, 3) for _ in range(7)]
+    classifier = BlockSpec(BlockKind.CLASSIFIER, 1, 1, 1, 4, 10, 8)
+    return Graph(
+        (stem, block(BlockKind.SKIP), shortcut, block(BlockKind.ZERO), *many, classifier),
+        ((0, 1), (1, 2), (1, 2), (1, 2), *((2, 3) for _ in many), (3, 4)),
+    )
+
+
 def test_the_state_dictionary_has_the_same_names_and_shapes(exported):
     standalone = module_of(exported.files["network.py"])["Network"]()
     shapes = {name: tensor.shape for name, tensor in exported.network.state_dict().items()}
@@ -52,9 +70,11 @@ def test_it_defines_what_it_uses_and_nothing_else(exported):
 
 
 def test_it_is_formatted_and_free_of_lint(every_family, tmp_path):
+    sources = {"knotted": python_source(Network(knotted()))}
     for family, exported in every_family.items():
         facts = {"architecture": exported.space.format(exported.architecture)}
-        source = python_source(exported.network, facts)
+        sources[family] = python_source(exported.network, facts)
+    for family, source in sources.items():
         assert max(map(len, source.splitlines())) <= 100
         (tmp_path / f"{family}.py").write_text(source)
     ruff = [sys.executable, "-m", "ruff"]
@@ -99,6 +119,31 @@ def test_a_fact_cannot_leave_its_comment(tiny):
     assert max(map(len, source.splitlines())) <= 100
 
 
+OUT_CHANNELS = {BlockKind.FIRST_HALF: 2, BlockKind.LAST_HALF: 2, BlockKind.PADDED: 6}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in BlockKind if kind not in (BlockKind.CLASSIFIER, BlockKind.FC)]
+)
+def test_every_kind_of_block_can_be_written_in_every_format(kind):
+    out_channels = OUT_CHANNELS.get(kind, 4)
+    stem = BlockSpec(BlockKind.CONV_LINEAR, 3, 1, 1, 1, 4, 8)
+    stride = 2 if kind is BlockKind.REDUCTION else 1
+    middle = BlockSpec(kind, 3, 1, stride, 4, out_channels, 8)
+    last = BlockSpec(BlockKind.FC, 1, 1, 1, out_channels, 10, middle.out_resolution_px)
+    network = Network.initialised((stem, middle, last), torch.Generator().manual_seed(1)).eval()
+    files = {
+        "model.onnx": onnx_bytes(network),
+        "network.py": python_source(network),
+        "weights.safetensors": safetensors_bytes(network),
+    }
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    if kind is BlockKind.NONE:  # scores are exactly zero
+        assert set(parity_report(network, files, images).values()) == {0.0}
+    else:
+        assert check_parity(network, files, images)["network.py"] == 0.0
+
+
 @pytest.mark.parametrize("choices", [(0, 0, 0), (2, 1, 3)])
 def test_the_epsilon_is_that_of_the_layers(tiny, network_of, images_of, choices):
     assert_same(network_of(tiny, choices, BN_EPS_SEARCH), images_of(tiny))
@@ -118,15 +163,7 @@ def test_a_cell_of_one_operation_is_written_as_it_runs(network_of, images_of, op
 
 
 def test_shortcuts_and_long_sums_inside_a_graph():
-    stem = BlockSpec(BlockKind.CONV, 3, 1, 1, 1, 4, 8)
-    shortcut = block(BlockKind.MBCONV, 3, expansion=2)
-    many = [block(BlockKind.RELU_CONV, 3) for _ in range(5)]
-    classifier = BlockSpec(BlockKind.CLASSIFIER, 1, 1, 1, 4, 10, 8)
-    graph = Graph(
-        (stem, block(BlockKind.SKIP), shortcut, block(BlockKind.ZERO), *many, classifier),
-        ((0, 1), (1, 2), (1, 2), (1, 2), *((2, 3) for _ in many), (3, 4)),
-    )
-    network = Network.initialised(graph, torch.Generator().manual_seed(1)).eval()
+    network = Network.initialised(knotted(), torch.Generator().manual_seed(1)).eval()
     assert_same(network, torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2)))
 
 

@@ -20,8 +20,10 @@ SPACE = nasbench201(4, 1, stem_stride=2, resolution_px=16)
 CELLS = {
     "all none": "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
     "one edge": "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|",
-    "a node nothing arrives at": "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_3x3~1|skip_connect~2|",
-    "a node nothing leaves": "|nor_conv_1x1~0|+|none~0|none~1|+|skip_connect~0|none~1|avg_pool_3x3~2|",
+    "a node nothing arrives at": "|none~0|+|skip_connect~0|none~1|"
+    "+|none~0|nor_conv_3x3~1|skip_connect~2|",
+    "a node nothing leaves": "|nor_conv_1x1~0|+|none~0|none~1|"
+    "+|skip_connect~0|none~1|avg_pool_3x3~2|",
     "zeros all the way": "|none~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|nor_conv_1x1~2|",
     "all skips": "|skip_connect~0|+|skip_connect~0|skip_connect~1|"
     "+|skip_connect~0|skip_connect~1|skip_connect~2|",

@@ -111,7 +111,10 @@ def test_a_zero_has_no_gate_gradient_on_the_path_or_off_it(case):
 def test_only_the_compared_candidates_get_a_gate_gradient(case):
     space, supernet, images, labels, paths = case
     choices = paths[0]
-    pairs = [{choice, (choice + 1) % len(slot.candidates)} for choice, slot in zip(choices, space.slots, strict=True)]
+    pairs = [
+        {choice, (choice + 1) % len(slot.candidates)}
+        for choice, slot in zip(choices, space.slots, strict=True)
+    ]
     every, some = zero_gates(space), zero_gates(space)
     loss_of(supernet(images, choices, every, every_candidate(space)), labels).backward()
     loss_of(supernet(images, choices, some, pairs), labels).backward()

@@ -58,7 +58,8 @@ def trained(backbone, head, loss_of, steps):
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    backbone.eval(), head.eval()
+    backbone.eval()
+    head.eval()
     return losses
 
 
@@ -179,7 +180,9 @@ def test_a_perfect_answer_loses_next_to_nothing():
 
 def test_a_large_object_is_an_affair_of_the_coarse_level():
     found = detections()
-    detection_loss(found, [torch.tensor([[0.0, 0.0, 90.0, 90.0]])], [torch.tensor([0])]).backward()
+    detection_loss(
+        found, [torch.tensor([[0.0, 0.0, 100.0, 100.0]])], [torch.tensor([0])]
+    ).backward()
     gradient = found.scores.grad[0, :, 0]  # negative where class 0 is wanted
     assert (gradient[:16] > 0).all()
     assert (gradient[16:] < 0).all()

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from search_core.nn.ops import BN_EPS_SEARCH
-from search_core.nn.supernet import Supernet
+from search_core.nn.supernet import ALL, Supernet
 from search_core.randomness import stream
+from search_core.space.nasbench201 import nasbench201
 from search_core.space.space import Layer, Slot
 from search_core.train import WeightRecipe
 
@@ -92,6 +93,58 @@ def test_a_gate_scales_the_operation_and_not_the_shortcut(tiny, supernet, images
     with torch.no_grad():
         gated = supernet(images, (1, 0, 2), torch.tensor([1.0, 0.0, 1.0]))
         assert torch.equal(gated, supernet(images, (1, 1, 2)))  # as if it were Zero
+
+
+def test_all_candidates_of_a_slot_are_executed_once_and_averaged(tiny, supernet, images):
+    supernet.eval()
+    calls = count_calls(supernet)
+    with torch.no_grad():
+        scores = supernet(images, (ALL, 0, 2))
+        assert calls == Counter(
+            [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0), (4, 2), (5, 0), (6, 0)]
+        )
+        features = supernet.layers[0][0](images)
+        features = sum(operation(features) for operation in supernet.layers[1]) / 3
+        features = features + supernet.layers[2][0](features)
+        features = features + supernet.layers[3][0](features)
+        for operation in (supernet.layers[4][2], supernet.layers[5][0], supernet.layers[6][0]):
+            features = operation(features)
+    torch.testing.assert_close(scores, features, rtol=1e-5, atol=1e-6)
+
+
+def test_a_zero_counts_in_the_average_without_being_executed(supernet, images):
+    """Half of the operation beside the whole shortcut, in both layers of the slot."""
+    supernet.eval()
+    calls = count_calls(supernet)
+    with torch.no_grad():
+        averaged = supernet(images, (1, ALL, 2))
+        halved = supernet(images, (1, 0, 2), torch.tensor([1.0, 0.5, 1.0]))
+    assert (2, 1) not in calls
+    assert (3, 1) not in calls
+    torch.testing.assert_close(averaged, halved, rtol=1e-5, atol=1e-6)
+
+
+def test_every_candidate_of_an_averaged_slot_learns(tiny, supernet, images):
+    supernet(images, (1, 0, ALL)).square().sum().backward()
+    chosen = on_path(tiny, (1, 0, 0)) | {(4, k) for k in range(4)}
+    for name, parameter in supernet.named_parameters():
+        layer, candidate = map(int, name.split(".")[1:3])
+        assert (parameter.grad is not None) is ((layer, candidate) in chosen)
+
+
+def test_in_a_cell_the_average_leaves_the_other_edges_to_their_choices():
+    space = nasbench201(channels=4, cells_per_stage=1, resolution_px=8)
+    supernet = Supernet(space, stream(0, "weights")).eval()
+    images = torch.randn(2, 3, 8, 8, generator=stream(0, "images"))
+    calls = count_calls(supernet)
+    with torch.no_grad():
+        supernet(images, (3, ALL, 1, 0, 4, 2))
+    for index, layer in enumerate(space.layers):
+        executed = [calls[index, k] for k in range(len(layer.blocks))]
+        if layer.slot == 1:
+            assert executed == [0, 1, 1, 1, 1]  # all but none
+        else:
+            assert sum(executed) == (layer.slot != 3)
 
 
 def test_the_derived_network_gives_the_scores_of_its_path(tiny, supernet, images):

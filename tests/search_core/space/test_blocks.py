@@ -12,6 +12,7 @@ specs = st.builds(
     BlockSpec, st.sampled_from(BlockKind), numbers, numbers, numbers, numbers, numbers, numbers
 )
 
+
 @given(specs)
 def test_parse_inverts_str(spec):
     assert BlockSpec.parse(str(spec)) == spec

@@ -1,8 +1,13 @@
 """The ProxylessNAS space and the published networks have their published counts."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from search_core.errors import ArchitectureSyntaxError
+from search_core.space.blocks import BlockKind
+from search_core.space.primitives import Primitive
 from search_core.space.proxyless import (
     make_divisible,
     mbconv_network,
@@ -11,59 +16,48 @@ from search_core.space.proxyless import (
 )
 from search_core.space.published import published_network
 
-COUNTS = {
-    "proxyless_mobile": (4_080_512, 320_427_584),
-    "proxyless_cpu": (4_361_648, 439_243_864),
-    "mobilenet_v2": (3_504_872, 300_774_272),
-}
+PUBLISHED = json.loads(Path(__file__).with_name("published_counts.json").read_text())
 ROUNDED_COUNTS = {"proxyless_gpu": (7.12, 465.3), "proxyless_mobile_14": (6.86, 580.9)}
 
-# block, parameters, MACs: the published table of proxyless_mobile
-MOBILE_LAYERS = [
-    ("conv_k3_e1_s2_i3_o32_r224", 928, 10_838_016),
-    ("mbconv_k3_e1_s1_i32_o16_r112", 896, 10_035_200),
-    ("mbconv_k5_e3_s2_i16_o32_r112", 3_760, 18_213_888),
-    ("mbconv_k3_e3_s1_i32_o32_r56", 7_456, 21_977_088),
-    ("mbconv_k7_e3_s2_i32_o40_r56", 12_080, 16_332_288),
-    ("mbconv_k3_e3_s1_i40_o40_r28", 11_240, 8_373_120),
-    ("mbconv_k5_e3_s1_i40_o40_r28", 13_160, 9_878_400),
-    ("mbconv_k5_e3_s1_i40_o40_r28", 13_160, 9_878_400),
-    ("mbconv_k7_e6_s2_i40_o80_r28", 41_680, 13_594_560),
-    ("mbconv_k5_e3_s1_i80_o80_r14", 45_520, 8_702_400),
-    ("mbconv_k5_e3_s1_i80_o80_r14", 45_520, 8_702_400),
-    ("mbconv_k5_e3_s1_i80_o80_r14", 45_520, 8_702_400),
-    ("mbconv_k5_e6_s1_i80_o96_r14", 98_592, 18_910_080),
-    ("mbconv_k5_e3_s1_i96_o96_r14", 63_840, 12_249_216),
-    ("mbconv_k5_e3_s1_i96_o96_r14", 63_840, 12_249_216),
-    ("mbconv_k5_e3_s1_i96_o96_r14", 63_840, 12_249_216),
-    ("mbconv_k7_e6_s2_i96_o192_r14", 196_800, 17_640_000),
-    ("mbconv_k7_e6_s1_i192_o192_r7", 503_808, 24_441_984),
-    ("mbconv_k7_e3_s1_i192_o192_r7", 252_096, 12_220_992),
-    ("mbconv_k7_e3_s1_i192_o192_r7", 252_096, 12_220_992),
-    ("mbconv_k7_e6_s1_i192_o320_r7", 651_520, 31_667_328),
-    ("conv_k1_e1_s1_i320_o1280_r7", 412_160, 20_070_400),
-    ("classifier_k1_e1_s1_i1280_o1000_r7", 1_281_000, 1_280_000),
-]
 
-
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", PUBLISHED["networks"])
 def test_published_networks_have_their_exact_counts(name):
-    blocks = published_network(name)
-    counted = sum(b.parameters for b in blocks), sum(b.macs for b in blocks)
-    assert counted == COUNTS[name]
+    graph = published_network(name)
+    assert [graph.parameters, graph.macs] == PUBLISHED["networks"][name]
 
 
 @pytest.mark.parametrize("name", ROUNDED_COUNTS)
 def test_published_networks_have_their_rounded_counts(name):
-    blocks = published_network(name)
-    parameters_m = round(sum(b.parameters for b in blocks) / 1e6, 2)
-    macs_m = round(sum(b.macs for b in blocks) / 1e6, 1)
-    assert (parameters_m, macs_m) == ROUNDED_COUNTS[name]
+    graph = published_network(name)
+    assert (round(graph.parameters / 1e6, 2), round(graph.macs / 1e6, 1)) == ROUNDED_COUNTS[name]
 
 
-def test_proxyless_mobile_agrees_with_the_published_table_layer_by_layer():
-    blocks = published_network("proxyless_mobile")
-    assert [(str(b), b.parameters, b.macs) for b in blocks] == MOBILE_LAYERS
+@pytest.mark.parametrize("name", PUBLISHED["layers"])
+def test_networks_agree_with_the_published_table_layer_by_layer(name):
+    blocks = published_network(name).blocks
+    assert [[str(b), b.parameters, b.macs] for b in blocks] == PUBLISHED["layers"][name]
+
+
+def test_mobilenet_v2_is_its_published_configuration():
+    """Expansion, channels, repeats, first stride (Sandler et al. 2018, table 2)."""
+    published = [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ]
+    expected = [
+        (expansion, channels, stride if position == 0 else 1)
+        for expansion, channels, repeats, stride in published
+        for position in range(repeats)
+    ]
+    blocks = published_network("mobilenet_v2").blocks
+    mbconvs = [b for b in blocks if b.kind is BlockKind.MBCONV]
+    assert [(b.expansion, b.out_channels, b.stride) for b in mbconvs] == expected
+    assert {b.kernel for b in mbconvs} == {3}
 
 
 def test_the_space_has_the_published_size_and_weights():
@@ -71,6 +65,20 @@ def test_the_space_has_the_published_size_and_weights():
     assert space.size == 221_502_229_807_900_608
     assert sum(len(slot.candidates) for slot in space.slots) == 141
     assert sum(b.parameters for layer in space.layers for b in layer.blocks) == 16_034_168
+
+
+def test_all_paths_keep_4_6_times_the_activations_of_the_largest_one():
+    """Outputs of convolutions for one image: what a search that runs all paths would hold."""
+    space = proxyless_imagenet()
+
+    def activations(block):
+        return sum(s.out_elements for s in block.steps if s.primitive is Primitive.CONV)
+
+    searched = [layer.blocks for layer in space.layers if layer.slot is not None]
+    held = [[activations(block) for block in blocks] for blocks in searched]
+    all_paths, one_path = sum(map(sum, held)), sum(map(max, held))
+    assert (all_paths, one_path) == (40_454_400, 8_783_936)
+    assert round(all_paths / one_path, 3) == 4.605
 
 
 def test_the_small_image_form_keeps_its_resolution_longer():

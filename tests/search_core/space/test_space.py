@@ -73,9 +73,16 @@ def changed(space):
     yield "token", replace(space, slots=(entry, replace(body, candidates=("k3e2", "skip")), exit_))
     yield "kernel of a fixed block", replace(space, layers=with_block(0, kernel=5))
     yield "block order", replace(space, layers=(layers[0], swapped, *layers[2:]))
-    yield "slots of two layers", replace(
-        space,
-        layers=(*layers[:3], replace(layers[3], blocks=layers[3].blocks[:1], slot=None), *layers[4:]),
+    yield (
+        "slots of two layers",
+        replace(
+            space,
+            layers=(
+                *layers[:3],
+                replace(layers[3], blocks=layers[3].blocks[:1], slot=None),
+                *layers[4:],
+            ),
+        ),
     )
     yield "edges", replace(space, layers=(*layers[:3], beside, *layers[4:]))
     yield "one layer less", replace(space, layers=(*layers[:3], *layers[4:]))
