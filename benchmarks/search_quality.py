@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median, stdev
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import onnxruntime
@@ -49,6 +49,7 @@ from search_core.costs import SeparableCost, macs_cost, parameter_cost
 from search_core.data.dataset import ImageDataset
 from search_core.data.load import load_dataset
 from search_core.decode import Limit, decode
+from search_core.estimators.paired import PairedDSNAS
 from search_core.estimators.presets import ESTIMATORS
 from search_core.events import Notice, Progress, SearchEvent
 from search_core.export import onnx_bytes
@@ -63,7 +64,8 @@ from search_core.space.presets import get_space
 from search_core.space.space import Architecture, SearchSpace
 from search_core.train import WeightRecipe, accuracy, train_network
 
-PLAYOFF = "dsnas_paired+playoff"
+PAIRED = PairedDSNAS.name
+PLAYOFF = f"{PAIRED}+playoff"
 REFERENCES = ("random", "random_search", "largest_macs", "largest_parameters")
 ARMS = (*ESTIMATORS, PLAYOFF, *REFERENCES)
 
@@ -126,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table(json.loads(options.report.read_text())))
         return
     torch.set_num_threads(options.threads)
-    data = reduced(
-        load_dataset(options.dataset, root=options.data), options.resolution, options.images
-    )
+    loaded = load_dataset(options.dataset, root=options.data)
+    assert isinstance(loaded, ImageDataset)
+    data = reduced(loaded, options.resolution, options.images)
     space = _space(options.space, data)
     latency_path = options.latency_model or options.out.with_suffix(".latency.json")
     model = _latency_model(space, latency_path, options.rounds)
@@ -201,12 +203,13 @@ class Benchmark:
     def run(self, arm: str, seed: int) -> tuple[Row, Network]:
         """One arm from its start to a trained network, and its row of the record."""
         print(f"-- {arm}, seed {seed}, {self.budget_ms:.4f} ms", flush=True)
-        started, details = perf_counter(), dict[str, Any]()
+        config = None if arm in REFERENCES else self._search_config(arm, seed)
+        started, cpu_started, details = perf_counter(), process_time(), dict[str, Any]()
         with MacMeter() as meter:
-            if arm in REFERENCES:
+            if config is None:
                 architecture, network, start, recipe = self._reference(arm, seed, details)
             else:
-                architecture, network, start, recipe = self._searched(arm, seed, details)
+                architecture, network, start, recipe = self._searched(arm, config, details)
             decided = meter.macs
             steps = self._steps(self.computation - decided, architecture)
             train_network(
@@ -217,7 +220,7 @@ class Benchmark:
                 start_step=start,
                 report=_say,
             )
-        seconds = perf_counter() - started
+        seconds, cpu_seconds = perf_counter() - started, process_time() - cpu_started
         row = {
             "arm": arm,
             "seed": seed,
@@ -234,6 +237,7 @@ class Benchmark:
             "decision_share": decided / self.computation,
             "steps_of_the_network": steps,
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             **details,
         }
         return row, network
@@ -258,32 +262,21 @@ class Benchmark:
         return architecture, network, 0, self._recipe(steps)
 
     def _searched(
-        self, arm: str, seed: int, details: Row
+        self, arm: str, config: SearchConfig, details: Row
     ) -> tuple[Architecture, Network, int, WeightRecipe]:
         """What an estimator decides, as `_reference`; the weights are the supernet's."""
-        plays = arm == PLAYOFF
-        share, played = PLAYOFF_SHARES if plays else (SEARCH_SHARE, 0.0)
-        config = self._search_config("dsnas_paired" if plays else arm, seed, share)
-        limit = Constraint(
-            "latency", self.latency, self.budget_ms, AugmentedLagrangian(equality=True)
-        )
+        rule = AugmentedLagrangian(equality=True)
+        limit = Constraint("latency", self.latency, self.budget_ms, rule)
         found = run_search(self.space, config, self.data, [limit], report=_say)
+        rows = found.probabilities.tolist()
         details["search_steps"] = found.steps
-        details["probabilities"] = [
-            [round(p, 3) for p in row] for row in found.probabilities.tolist()
-        ]
+        details["probabilities"] = [[round(p, 3) for p in row] for row in rows]
         details["search"] = found.summary
-        if plays:
-            contenders = found.decide_best(CONTENDERS, [limit])
-            return self._playoff(
-                found.supernet,
-                contenders,
-                played,
-                found.steps,
-                config.recipe.total_steps,
-                seed,
-                details,
-            )
+        if arm == PLAYOFF:
+            drawn = found.decide_best(CONTENDERS, [limit])
+            total, seed = config.recipe.total_steps, config.seed
+            share = PLAYOFF_SHARES[1]
+            return self._playoff(found.supernet, drawn, share, found.steps, total, seed, details)
         child = found.decide([limit])
         return child, found.supernet.derive(child), found.steps, config.recipe
 
@@ -317,12 +310,14 @@ class Benchmark:
         first = start + standings[0].rounds * steps
         return standings[0].architecture, network, first, self._recipe(total)
 
-    def _search_config(self, estimator: str, seed: int, share: float) -> SearchConfig:
-        """The product's recipe for a search that spends `share` of the computation.
+    def _search_config(self, arm: str, seed: int) -> SearchConfig:
+        """The product's recipe for a search that spends its share of the computation.
 
         A search's paths are not known beforehand; its length is planned for uniform ones, and
         what it spends more or less the child has less or more.
         """
+        plays = arm == PLAYOFF
+        estimator, share = (PAIRED, PLAYOFF_SHARES[0]) if plays else (arm, SEARCH_SHARE)
         cost = macs_cost(self.space)
         middle = cost.offset + sum(mean(row) for row in cost.table)
         weights = 3.0 * middle * self.options.batch_size
@@ -622,12 +617,8 @@ def table(record: Mapping[str, Any]) -> str:
                 f"{entry['computation_share_mean']:>7.3f}{entry['seconds_mean']:>6.0f}"
                 + "".join(_difference(entry, name) for name in REFERENCES)
             )
-    lines.append(
-        "comp.: executed, as a share of what each arm may execute; s: seconds, busy or not;"
-    )
-    lines.append(
-        "+- of accuracies is the deviation over seeds, of paired differences the standard error"
-    )
+    lines.append("comp.: executed, as a share of what each arm may; s: wall time in seconds")
+    lines.append("+-: of accuracies the deviation over seeds, of differences the standard error")
     return "\n".join(lines)
 
 

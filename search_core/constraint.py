@@ -171,7 +171,8 @@ class AbsoluteReward(Reward):
     beta: float = -0.10
 
     def __post_init__(self) -> None:
-        _check_positive(minus_beta=-self.beta)
+        if not -math.inf < self.beta < 0.0:
+            raise ValueError(f"beta is less than 0, got {self.beta:g}")
 
     def terms(self, violation: float) -> tuple[float, float]:
         """See `Reward.terms`."""
@@ -358,4 +359,4 @@ class Constraints:
 def _check_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0.0 < value < math.inf:
-            raise ValueError(f"{name.replace('_', ' ')} is greater than 0, got {value:g}")
+            raise ValueError(f"{name} is greater than 0, got {value:g}")

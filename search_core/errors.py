@@ -2,6 +2,7 @@
 
 SearchCoreError
 ├── UnknownSpaceError        no search space of that name
+├── SpaceFileError           a file that should describe a search space does not
 ├── UnknownDatasetError      no data set of that name
 ├── DatasetError             images that are missing, damaged or no classification set
 │   └── DatasetChecksumError a known data set's files hold something else
@@ -24,6 +25,18 @@ class SearchCoreError(Exception):
 
 class UnknownSpaceError(SearchCoreError):
     """No search space has the name given."""
+
+
+class SpaceFileError(SearchCoreError):
+    """A file does not describe a search space.
+
+    Attributes:
+        path, line, column: where; line and column count from 1.
+    """
+
+    def __init__(self, path: str, line: int, column: int, message: str) -> None:
+        super().__init__(f"{path}:{line}:{column}: {message}")
+        self.path, self.line, self.column = path, line, column
 
 
 class UnknownDatasetError(SearchCoreError):

@@ -14,7 +14,11 @@ from search_core.estimators.base import Estimator, one_hot
 from search_core.nn.supernet import ALL, Supernet
 from search_core.randomness import stream
 
-_SIGNS = ("can't allocate memory", "bad_alloc")
+_SIGNS = (
+    "can't allocate memory",
+    "bad_alloc",
+    "could not create a primitive",  # all that oneDNN says of its own scratch memory
+)
 
 
 @contextmanager

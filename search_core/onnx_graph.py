@@ -96,7 +96,7 @@ def build_model(network: Graph | Sequence[BlockSpec], weights: Weights, *, batch
         "tailor",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, in_shape)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, out_shape)],
-        builder.initializers,
+        list(builder.initializers.values()),
     )
     model = helper.make_model(
         graph,
@@ -143,7 +143,7 @@ class _Builder:
         self._weights = weights
         self._batch = batch
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
 
     def total(self, node: int, reader: BlockSpec, arriving: list[str]) -> str:
         """What a node of the network holds: the sum of what arrives, zeros if nothing does."""
@@ -186,6 +186,7 @@ class _Builder:
                         kernel_shape=[step.kernel] * 2,
                         strides=[step.stride] * 2,
                         pads=[step.padding] * 4,
+                        ceil_mode=int(step.padding == 0),
                     )
                 case Primitive.GLOBAL_POOL:
                     pooled = self._node("GlobalAveragePool", read, f"{index}.pool")
@@ -269,8 +270,8 @@ class _Builder:
         ]
 
     def _constant(self, name: str, value: NDArray[Any]) -> str:
-        if all(known.name != name for known in self.initializers):
-            self.initializers.append(numpy_helper.from_array(value, name))
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
     def _node(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:

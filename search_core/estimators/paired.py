@@ -24,7 +24,8 @@ class PairedDSNAS(Stateless):
     drawn as ``p_k / (1 - p_s)``. With ``d = L(s) - L(k)`` the estimate of that slot is
     ``n (1 - p_s) d (onehot(s) - onehot(k)) / 2`` for n slots to draw from: unbiased for
     ``p_j (f_j - mean f)`` of any loss, and free of what all paths share, the difficulty of
-    the images above all. No baseline is needed.
+    the images above all. No baseline is needed. Against REINFORCE with as many forward passes
+    the variance is lower where the slots' effects add up, higher where they mostly interact.
 
     Not in the papers. It costs one forward pass more, a third of a step, for each of `pairs`.
     """

@@ -60,7 +60,8 @@ class ReluConv(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        return self.bn(self.conv(torch.relu(features)))
+        normed: torch.Tensor = self.bn(self.conv(torch.relu(features)))
+        return normed
 
 
 class MBConv(nn.Sequential):
@@ -166,7 +167,9 @@ class Reduction(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        return self.conv_b(self.conv_a(features)) + self.downsample(self.pool(features))
+        shortcut: torch.Tensor = self.downsample(self.pool(features))
+        branch: torch.Tensor = self.conv_b(self.conv_a(features))
+        return branch + shortcut
 
 
 class PreActivationConv(nn.Sequential):
@@ -246,13 +249,14 @@ class BatchNormReLU(nn.Sequential):
 class Half(nn.Module):
     """One half of the channels, the first or the last."""
 
-    def __init__(self, half: int) -> None:
+    def __init__(self, index: int) -> None:
         super().__init__()
-        self.half = half
+        self.index = index
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C / 2, H, W)."""
-        return features.chunk(2, dim=1)[self.half]
+        halves: tuple[torch.Tensor, ...] = features.chunk(2, dim=1)
+        return halves[self.index]
 
 
 class Padded(nn.Module):

@@ -149,8 +149,8 @@ class Program:
     def pool(
         self, primitive: Primitive, source: int, kernel: int, stride: int, padding: int
     ) -> int:
-        """Average or maximum over windows."""
-        resolution = (self._shapes[source][1] + 2 * padding - kernel) // stride + 1
+        """Average or maximum over windows; one that overhangs the image counts what is there."""
+        resolution = -(-self._shapes[source][1] // stride)
         return self._append(
             primitive, (source,), None, resolution, kernel=kernel, stride=stride, padding=padding
         )

@@ -89,10 +89,15 @@ def _block(
     out_channels = width * _WIDENING
 
     def fixed(
-        kind: BlockKind, source: int, target: int, shape: tuple[int, int, int], **changes: int
+        kind: BlockKind,
+        source: int,
+        target: int,
+        shape: tuple[int, int, int],
+        kernel: int = 1,
+        stride: int = 1,
     ) -> Layer:
-        parts = {"kernel": 1, "expansion": 1, "stride": 1, **changes}
-        return Layer((BlockSpec(kind, *parts.values(), *shape),), source=source, target=target)
+        block = BlockSpec(kind, kernel, 1, stride, *shape)
+        return Layer((block,), source=source, target=target)
 
     inner = (width, width, after)
     candidates = tuple(

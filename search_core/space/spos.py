@@ -32,7 +32,7 @@ def _space(
     name: str, resolution_px: int, n_classes: int, *, stem_stride: int, strides: tuple[int, ...]
 ) -> SearchSpace:
     stem = BlockSpec(BlockKind.CONV_RELU, 3, 1, stem_stride, 3, _STEM_CHANNELS, resolution_px)
-    layers, slots = [Layer((stem,))], []
+    layers, slots = [Layer((stem,))], list[Slot]()
     for stage, (channels, depth, first) in enumerate(zip(_CHANNELS, _DEPTHS, strides, strict=True)):
         for position in range(depth):
             last = layers[-1].blocks[0]

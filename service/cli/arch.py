@@ -9,8 +9,10 @@ from rich.console import Console
 
 from search_core.errors import SearchCoreError
 from search_core.space.describe import DescribedLayer, Description, describe
+from search_core.space.files import load_space
 from search_core.space.presets import get_space, space_names
 from search_core.space.published import published_names
+from search_core.space.space import SearchSpace
 from service.cli.connection import EXIT_USAGE, Json, print_json, print_table
 
 app = typer.Typer(help="Architectures: what a string stands for, offline.", no_args_is_help=True)
@@ -61,7 +63,7 @@ def list_architectures(json: Json = False) -> None:
 
 @app.command("describe")
 def describe_architecture(
-    space: Annotated[str, typer.Option(help="Search space.")],
+    space: Annotated[str, typer.Option(help="Search space, or a file that describes one.")],
     arch: Annotated[str, typer.Option(help="Compact string, or a published network's name.")],
     stem_channels: Width = None,
     mix_channels: Width = None,
@@ -70,7 +72,7 @@ def describe_architecture(
     """Show a network layer by layer, with parameters and multiply-accumulates."""
     with _one_line_errors():
         found = describe(
-            get_space(space), arch, stem_channels=stem_channels, mix_channels=mix_channels
+            _space(space), arch, stem_channels=stem_channels, mix_channels=mix_channels
         )
     if json:
         print_json(_document(found))
@@ -87,6 +89,10 @@ def _size(size: int) -> str:
 
 _MANY = 10**9
 _COLUMNS = ("layer", "block", "in", "out", "kernel", "stride", "px", "params", "MACs")
+
+
+def _space(name: str) -> SearchSpace:
+    return load_space(name) if name.endswith((".yaml", ".yml", ".json")) else get_space(name)
 
 
 def _row(layer: DescribedLayer) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from search_core.space.space import SearchSpace
 from service.errors import InvalidRequestError
 
 _MAX_BLOCKS = 200
-"""A kit is built within the request that asks for it: about 10 ms for each distinct block."""
+"""A kit is built, and stored file by file, within the request that asks for it."""
 
 
 def searchable_datasets(space: SearchSpace) -> list[str]:

@@ -196,3 +196,18 @@ def test_describing_loads_no_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     assert {"torch", "numpy", "onnx"}.isdisjoint(ran.stdout.split())
+
+
+def test_a_space_of_ones_own_is_described_from_its_file(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "howto" / "own-space.md").read_text()
+    path = tmp_path / "my_space.yaml"
+    path.write_text(guide.split("```yaml\n")[1].split("```")[0])
+    text = "mbconv_k3_e6 zero mbconv_k7_e4 sepconv_k5 zero"
+    found = described(str(path), text)
+    assert (found["space"], found["architecture"]) == ("my_space@1", text)
+    assert [layer["name"] for layer in found["layers"]][:3] == ["stem", "stage1.0", "stage1.1"]
+    path.write_text("name: 3 words here")
+    ran = tailor("describe", "--space", str(path), "--arch", text)
+    assert ran.exit_code == 2
+    (line,) = ran.stderr.strip().splitlines()
+    assert line.startswith(f"error {path}:1:1: the file lacks input, stem, stages")

@@ -57,7 +57,7 @@ def test_the_temperature_is_annealed_between_the_ends_asked_for(
 def test_the_maximum_of_the_perturbed_logits_is_drawn_as_the_softmax_says(network, judged):
     supernet, batch = network(1, 4), judged("affine")
     p = torch.tensor([[0.4, 0.3, 0.0, 0.3]], dtype=torch.float64)
-    n, counts = 2000, torch.zeros(4)
+    n, counts = 1000, torch.zeros(4)
     for step in range(n):
         estimate = StraightThroughGumbel().estimate(
             supernet, p, batch, 0.0, stream(0, "gumbel", step)

@@ -35,7 +35,7 @@ def test_one_undecided_slot_a_step_is_at_another_height(gates_of, random_probabi
 
 
 def test_slots_are_drawn_evenly(gates_of, random_probabilities):
-    gates = gates_of(600, random_probabilities(3))
+    gates = gates_of(300, random_probabilities(3))
     drawn = Counter((gates != 1.0).nonzero()[:, 1].tolist())
     assert chisquare([drawn[slot] for slot in range(3)]).pvalue > 1e-3
 
