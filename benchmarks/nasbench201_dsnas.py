@@ -1,16 +1,19 @@
 """DSNAS on NAS-Bench-201: search the cell on CIFAR-10, record it in the public notation.
 
-The supernet is the benchmark's network with fewer cells a stage and, by default, a stem of
-stride 2, so that a search fits two cores; what is recorded is the cell, to be looked up in the
-public table. Every image used is a training image. After the search the most probable cells
-play off, each trained a little from the shared weights and judged on images held out of the
-training set; with a table of latencies the same is done under budgets at 25, 50 and 75 % of a
-device's band.
+The supernet is the benchmark's own network, fifteen cells deep, behind a stem of stride 4, so that
+a search fits one core in minutes: depth decides which cells can be trained, resolution does not.
+What is recorded is the cell, to be looked up in the public table. Every image used is a training
+image. After the search the most probable cells play off, each trained a little from the shared
+weights and judged on images held out of the training set; with a table of latencies the same is
+done under budgets at 25, 50 and 75 % of a device's band.
 
     python -m benchmarks.nasbench201_dsnas --data cifar10/ --seeds 0 1 2 --out RECORD.json
     python -m benchmarks.nasbench201_dsnas ... --latencies nb201_latency_ms.csv.gz --device pixel3
 
-A run that is stopped goes on from its checkpoint, `RECORD.json.seedN.pt`.
+A run that is stopped goes on from its checkpoint beside the record. Seeds may run apart, and so
+may ablations; their records become one:
+
+    python -m benchmarks.nasbench201_dsnas --merge A.json B.json --ablations C.json --out RECORD.json
 """
 
 import argparse
@@ -47,6 +50,9 @@ BUDGET_SHARES = (0.25, 0.50, 0.75)
 def main() -> None:
     """Search with every seed and write the record as it grows."""
     options = _options()
+    if options.merge:
+        _write(_merged(options.merge, options.ablations), options.out)
+        return
     torch.set_num_threads(options.threads)
     space = nasbench201(options.channels, options.cells_per_stage, stem_stride=options.stem_stride)
     everything = load_dataset("cifar10", root=options.data)
@@ -77,12 +83,13 @@ def main() -> None:
             "summary": found.summary,
             "search_seconds": perf_counter() - started,
         }
-        contenders = found.decide_best(options.contenders)
-        standings, _ = playoff(
-            found.supernet, contenders, data, held_out, _playoff_recipe(options, data), seed=seed
-        )
-        run["playoff"] = [_standing(space, s) for s in standings]
-        winner = standings[0].architecture
+        winner = found.decide()
+        if options.contenders > 1:
+            contenders = found.decide_best(options.contenders)
+            recipe = _playoff_recipe(options, data)
+            standings, _ = playoff(found.supernet, contenders, data, held_out, recipe, seed=seed)
+            run["playoff"] = [_standing(space, s) for s in standings]
+            winner = standings[0].architecture
         run["architecture"] = space.format(winner)
         run["seconds"] = perf_counter() - started
         record["runs"].append(run)
@@ -93,6 +100,28 @@ def main() -> None:
                 for entry in _under_budgets(found, data, held_out, options, device, seed):
                     record["budgeted"].append(entry)
                     _write(record, options.out)
+
+
+def _merged(paths: list[Path], ablations: list[Path]) -> dict[str, Any]:
+    """One record of several: the lists joined, what they share kept once."""
+    first, *others = (json.loads(path.read_text()) for path in paths)
+    commands = [first.pop("command")]
+    for other in others:
+        commands.append(other["command"])
+        for key in ("architectures", "budgeted", "runs"):
+            first[key] += other[key]
+    tried = []
+    for path in ablations:
+        record = json.loads(path.read_text())
+        tried += [
+            {
+                "command": record["command"],
+                "space": record["space"],
+                **{key: run[key] for key in ("seed", "argmax", "architecture", "summary")},
+            }
+            for run in record["runs"]
+        ]
+    return {"commands": commands, **first, "ablations": tried}
 
 
 def _config(options: argparse.Namespace, seed: int, epoch_steps: int) -> SearchConfig:
@@ -109,12 +138,12 @@ def _config(options: argparse.Namespace, seed: int, epoch_steps: int) -> SearchC
         search_steps=steps,
         warmup_steps=options.warmup_epochs * epoch_steps,
         seed=seed,
-        largest_share=options.largest_share,
+        largest_share=options.largest_share or None,
         estimator=options.estimator,
         estimator_options={"pairs": options.pairs} if options.estimator == "dsnas_paired" else {},
         held_out_images=HELD_OUT,
         alpha_learning_rate=options.alpha_learning_rate,
-        temperature=tuple(options.temperature) if options.temperature else None,
+        temperature=tuple(options.temperature) if any(options.temperature) else None,
         freeze_threshold=options.freeze_threshold,
     )
 
@@ -186,8 +215,8 @@ def _under_budgets(
     for share in BUDGET_SHARES:
         budget_ms = low + share * (high - low)
         limit = Constraint("latency", cost, budget_ms, Observed())
-        best = found.decide_best(8 * options.contenders, [limit])
-        fitting = [a for a in best if measured[a] <= budget_ms][: options.contenders]
+        best = found.decide_best(8 * options.budget_contenders, [limit])
+        fitting = [a for a in best if measured[a] <= budget_ms][: options.budget_contenders]
         standings, _ = playoff(
             found.supernet, fitting, data, held_out, _playoff_recipe(options, data), seed=seed
         )
@@ -232,24 +261,29 @@ def _write(record: dict[str, object], path: Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 in any of its forms")
+    parser.add_argument("--data", type=Path, help="CIFAR-10 in any of its forms")
+    parser.add_argument("--merge", type=Path, nargs="+", help="records to join instead of a run")
+    parser.add_argument("--ablations", type=Path, nargs="+", default=[], help="records beside them")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--estimator", default="dsnas_paired")
-    parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--warmup-epochs", type=int, default=4)
-    parser.add_argument("--largest-share", type=float, default=0.6)
-    parser.add_argument("--temperature", type=float, nargs=2, default=[0.05, 0.003])
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--warmup-epochs", type=int, default=2)
+    parser.add_argument("--largest-share", type=float, default=0.6, help="0: equal parts")
+    parser.add_argument(
+        "--temperature", type=float, nargs=2, default=[0.3, 0.003], help="0 0: none"
+    )
     parser.add_argument("--alpha-learning-rate", type=float, default=0.01)
-    parser.add_argument("--freeze-threshold", type=float, default=0.9)
+    parser.add_argument("--freeze-threshold", type=float, default=0.98)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--cells-per-stage", type=int, default=1)
-    parser.add_argument("--stem-stride", type=int, default=2)
+    parser.add_argument("--cells-per-stage", type=int, default=5)
+    parser.add_argument("--stem-stride", type=int, default=4)
     parser.add_argument("--contenders", type=int, default=8)
-    parser.add_argument("--playoff-epochs", type=float, default=2.0)
+    parser.add_argument("--budget-contenders", type=int, default=4)
+    parser.add_argument("--playoff-epochs", type=float, default=0.5)
     parser.add_argument("--playoff-learning-rate", type=float, default=0.05)
     parser.add_argument("--latencies", type=Path, help="CSV of arch_str and one column a device")
     parser.add_argument("--device", nargs="+", default=["pixel3"])

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 from search_core.checkpoints import Checkpoint
-from search_core.constraint import AbsoluteReward, Constraint, Constraints
+from search_core.constraint import Constraint, Constraints, Reward
 from search_core.data.dataset import Batch, Dataset
 from search_core.decode import decode, k_best
 from search_core.errors import (
@@ -343,6 +343,7 @@ def run_search(
 
     log_probabilities = logits.detach().masked_fill(absent, -torch.inf).log_softmax(dim=1)
     p = probabilities().detach()
+    freezer.finish(p)  # the deadline
     verdict = health.verdict(p)
     summary: dict[str, object] = {
         "freezing": freezer.report(len(space.slots)),
@@ -378,7 +379,7 @@ def _estimator(config: SearchConfig, constraints: Sequence[Constraint]) -> Estim
         raise UnknownEstimatorError(
             f"no estimator is called {config.estimator!r}; known: {', '.join(sorted(ESTIMATORS))}"
         )
-    rewarded = [c.name for c in constraints if isinstance(c.rule, AbsoluteReward)]
+    rewarded = [c.name for c in constraints if isinstance(c.rule, Reward)]
     if rewarded and config.estimator != "reinforce":
         raise ValueError(
             f"the rule of {rewarded[0]} defines a reward, which only the estimator 'reinforce' "
@@ -414,7 +415,8 @@ def _certainty_price(
     first, last = config.temperature
     done = (step - config.warmup_steps) / max(1, config.search_steps - config.warmup_steps)
     ratio = p.clamp_min(1e-300) / start.clamp_min(1e-300)
-    return first * (last / first) ** done * (p * ratio.log()).sum()
+    price: float = first * (last / first) ** done
+    return price * (p * ratio.log()).sum()
 
 
 def _backward(

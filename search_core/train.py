@@ -235,7 +235,7 @@ def train_network(
     if average is not None:
         network.load_state_dict(average.module.state_dict())
     set_dropout(network, 0.0)
-    recalibrate_batch_norm(network, data)
+    recalibrate_batch_norm(network, data, min(recipe.batch_size, 256))  # which fits
 
 
 def set_dropout(network: nn.Module, probability: float) -> None:

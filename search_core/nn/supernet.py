@@ -70,7 +70,7 @@ class Supernet(nn.Module):
                 output = _mean_output(candidates, features)
             elif compared is not None and layer.slot is not None:
                 assert gates is not None
-                output = _GateGradients.apply(
+                output = _GateGradients.apply(  # type: ignore[no-untyped-call]
                     candidates[choice](features),
                     features,
                     gates[layer.slot],
@@ -128,7 +128,7 @@ class _GateGradients(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         features, output, gates = ctx.saved_tensors
         gate_gradients = torch.zeros_like(gates)
         with torch.no_grad():

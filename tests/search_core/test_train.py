@@ -308,7 +308,7 @@ def test_averaged_weights_have_statistics_of_their_own(fresh, data):
     averaged, again = fresh(), fresh()
     train_network(averaged, data, replace(RECIPE, ema_decay=0.9), seed=0)
     again.load_state_dict(averaged.state_dict())
-    recalibrate_batch_norm(again, data)
+    recalibrate_batch_norm(again, data, RECIPE.batch_size)
     for name, buffer in averaged.named_buffers():
         torch.testing.assert_close(buffer, dict(again.named_buffers())[name])
 
