@@ -13,7 +13,7 @@ done under budgets at 25, 50 and 75 % of a device's band.
 A run that is stopped goes on from its checkpoint beside the record. Seeds may run apart, and so
 may ablations; their records become one:
 
-    python -m benchmarks.nasbench201_dsnas --merge A.json B.json --ablations C.json --out RECORD.json
+    python -m benchmarks.nasbench201_dsnas --merge A.json B.json --ablations C.json --out R.json
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     everything = load_dataset("cifar10", root=options.data)
     data, held_out = everything.split(HELD_OUT)
     record: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.nasbench201_dsnas", *sys.argv[1:]]),
+        "command": _portable(["python", "-m", "benchmarks.nasbench201_dsnas", *sys.argv[1:]]),
         "machine": {
             "torch": torch.__version__,
             "threads": options.threads,
@@ -105,9 +105,9 @@ def main() -> None:
 def _merged(paths: list[Path], ablations: list[Path]) -> dict[str, Any]:
     """One record of several: the lists joined, what they share kept once."""
     first, *others = (json.loads(path.read_text()) for path in paths)
-    commands = [first.pop("command")]
+    commands = [_portable(shlex.split(first.pop("command")))]
     for other in others:
-        commands.append(other["command"])
+        commands.append(_portable(shlex.split(other["command"])))
         for key in ("architectures", "budgeted", "runs"):
             first[key] += other[key]
     tried = []
@@ -115,13 +115,18 @@ def _merged(paths: list[Path], ablations: list[Path]) -> dict[str, Any]:
         record = json.loads(path.read_text())
         tried += [
             {
-                "command": record["command"],
+                "command": _portable(shlex.split(record["command"])),
                 "space": record["space"],
                 **{key: run[key] for key in ("seed", "argmax", "architecture", "summary")},
             }
             for run in record["runs"]
         ]
     return {"commands": commands, **first, "ablations": tried}
+
+
+def _portable(command: list[str]) -> str:
+    """`command` with every path cut to its last part."""
+    return shlex.join(Path(word).name if "/" in word else word for word in command)
 
 
 def _config(options: argparse.Namespace, seed: int, epoch_steps: int) -> SearchConfig:
