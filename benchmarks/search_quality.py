@@ -514,6 +514,7 @@ def _record(
         "command": shlex.join(command),
         "machine": {
             **asdict(OnnxRuntimeCpu().profile()),
+            "system": platform.system(),
             "training_threads": options.threads,
             "python": platform.python_version(),
             "torch": torch.__version__,
