@@ -149,7 +149,11 @@ class _HasModules(Protocol):
 @contextmanager
 def batch_statistics_only(module: "_HasModules") -> Iterator[None]:
     """Within it BatchNorm uses the statistics of the batch and leaves the running ones alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats
+    ]
     for norm in norms:
         norm.track_running_stats = False
     try:
