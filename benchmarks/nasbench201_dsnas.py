@@ -37,7 +37,7 @@ from search_core.costs import SeparableCost, macs_cost
 from search_core.data.dataset import Dataset
 from search_core.data.load import load_dataset
 from search_core.events import CheckpointReady, Notice, Progress, SearchEvent
-from search_core.playoff import Standing, playoff
+from search_core.playoff import Standing, playoff, qualify
 from search_core.search import SearchConfig, SearchResult, run_search
 from search_core.space.nasbench201 import nasbench201
 from search_core.space.space import Architecture, SearchSpace
@@ -220,10 +220,13 @@ def _under_budgets(
     for share in BUDGET_SHARES:
         budget_ms = low + share * (high - low)
         limit = Constraint("latency", cost, budget_ms, Observed())
-        best = found.decide_best(8 * options.budget_contenders, [limit])
-        fitting = [a for a in best if measured[a] <= budget_ms][: options.budget_contenders]
+        best = found.decide_best(options.qualifiers, [limit])
+        fitting = [a for a in best if measured[a] <= budget_ms]
+        contenders = qualify(
+            found.supernet, fitting, held_out, options.budget_contenders, seed=seed
+        )
         standings, _ = playoff(
-            found.supernet, fitting, data, held_out, _playoff_recipe(options, data), seed=seed
+            found.supernet, contenders, data, held_out, _playoff_recipe(options, data), seed=seed
         )
         winner = standings[0].architecture
         largest = max(
@@ -286,8 +289,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--cells-per-stage", type=int, default=5)
     parser.add_argument("--stem-stride", type=int, default=4)
-    parser.add_argument("--contenders", type=int, default=8)
+    parser.add_argument("--contenders", type=int, default=1)
     parser.add_argument("--budget-contenders", type=int, default=4)
+    parser.add_argument("--qualifiers", type=int, default=200)
     parser.add_argument("--playoff-epochs", type=float, default=0.5)
     parser.add_argument("--playoff-learning-rate", type=float, default=0.05)
     parser.add_argument("--latencies", type=Path, help="CSV of arch_str and one column a device")

@@ -15,7 +15,7 @@ from search_core.data.dataset import Dataset
 from search_core.errors import NonFiniteLossError, SearchInterrupted
 from search_core.events import Notice, Progress, Report, ShouldStop, ignore, never
 from search_core.nn.network import Network
-from search_core.nn.supernet import Supernet
+from search_core.nn.supernet import Supernet, batch_statistics_only
 from search_core.space.space import Architecture
 from search_core.train import WeightRecipe, set_rate
 
@@ -93,6 +93,34 @@ def playoff(
         )
     report(Notice("playoff", supernet.space.format(order[0].architecture)))
     return order, networks[order[0].architecture]
+
+
+@torch.no_grad()
+def qualify(
+    supernet: Supernet,
+    architectures: Sequence[Architecture],
+    held_out: Dataset,
+    places: int,
+    *,
+    seed: int,
+    n_images: int = 1000,
+) -> list[Architecture]:
+    """The `places` best of `architectures` by held-out loss under the shared weights, best first.
+
+    Where a cell may leave operations out, utilities that add up over slots credit operations
+    that nothing reaches; one forward pass of each network tells. Networks that waste a block
+    are passed over, unless there is no other.
+
+    Args:
+        n_images: of `held_out`, drawn once, whose statistics BatchNorm uses.
+    """
+    graph = supernet.space.graph
+    sound = [a for a in architectures if not graph(a).wastes] or list(architectures)
+    batch = held_out.plain_batch(seed, 0, min(n_images, held_out.n_train))
+    supernet.train()
+    with batch_statistics_only(supernet):
+        losses = {a: batch.loss(supernet(batch.images, a.choices)).item() for a in sound}
+    return sorted(sound, key=lambda a: losses[a])[:places]
 
 
 def _games(n_contenders: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search_core.space.blocks import BlockSpec
+from search_core.space.blocks import BlockKind, BlockSpec
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,28 @@ class Graph:
     def parameters(self) -> int:
         """Trainable scalars."""
         return sum(block.parameters for block in self.blocks)
+
+    @property
+    def idle(self) -> frozenset[int]:
+        """Indices of the blocks that no path from the input to the output runs through."""
+        reached = {0}
+        for block, (source, target) in zip(self.blocks, self.edges, strict=True):
+            if source in reached and block.kind is not BlockKind.NONE:
+                reached.add(target)
+        wanted, idle = {self.edges[-1][1]}, set()
+        for index in reversed(range(len(self.blocks))):
+            source, target = self.edges[index]
+            passes = self.blocks[index].kind is not BlockKind.NONE and source in reached
+            if passes and target in wanted:
+                wanted.add(source)
+            else:
+                idle.add(index)
+        return frozenset(idle)
+
+    @property
+    def wastes(self) -> bool:
+        """Whether some block with weights is idle: paid for, and without any effect."""
+        return any(self.blocks[index].parameters for index in self.idle)
 
     def last_uses(self) -> dict[int, int]:
         """Node -> index of the last block that reads it."""
