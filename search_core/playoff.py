@@ -120,7 +120,7 @@ def qualify(
     supernet.train()
     with batch_statistics_only(supernet):
         losses = {a: batch.loss(supernet(batch.images, a.choices)).item() for a in sound}
-    return sorted(sound, key=lambda a: losses[a])[:places]
+    return sorted(sound, key=lambda a: (math.isnan(losses[a]), losses[a]))[:places]
 
 
 def _games(n_contenders: int) -> int:

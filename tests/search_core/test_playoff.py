@@ -9,8 +9,9 @@ from search_core.data.dataset import ImageDataset
 from search_core.errors import NonFiniteLossError, SearchInterrupted
 from search_core.events import Notice, Progress
 from search_core.nn.supernet import Supernet
-from search_core.playoff import held_out_loss, playoff
+from search_core.playoff import held_out_loss, playoff, qualify
 from search_core.randomness import stream
+from search_core.space.nasbench201 import nasbench201
 from search_core.train import WeightRecipe
 
 RECIPE = WeightRecipe(total_steps=3, warmup_steps=1, batch_size=32)
@@ -160,3 +161,49 @@ def test_the_held_out_loss_is_the_mean_over_all_images(supernet, parts):
         loss, accuracy = held_out_loss(network, held_out, batch_size)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert accuracy == pytest.approx(right)
+
+
+# who may play
+
+
+def losses_of(supernet, architectures, held_out, n_images, seed=0):
+    batch = held_out.plain_batch(seed, 0, n_images)
+    twin = Supernet(supernet.space, stream(0, "weights")).train()  # whose statistics may move
+    twin.load_state_dict(supernet.state_dict())
+    with torch.no_grad():
+        return {a: batch.loss(twin(batch.images, a.choices)).item() for a in architectures}
+
+
+@pytest.mark.parametrize("n_images", [50, 1000])
+def test_the_best_under_the_shared_weights_qualify(supernet, parts, identical, n_images):
+    before = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
+    _, held_out = parts
+    every = list(supernet.space)
+    found = qualify(supernet, every, held_out, 5, seed=0, n_images=n_images)
+    losses = losses_of(supernet, every, held_out, min(n_images, held_out.n_train))
+    assert [losses[a] for a in found] == pytest.approx(sorted(losses.values())[:5])
+    assert identical(dict(supernet.state_dict()), before)
+
+
+def test_a_network_whose_loss_is_no_number_qualifies_last(supernet, parts):
+    supernet.layers[1][0].project.bn.weight.data.fill_(torch.nan)
+    broken, first, second = (supernet.space.architecture((k, 0, 0)) for k in range(3))
+    found = qualify(supernet, [first, broken, second], parts[1], 3, seed=0)
+    assert found[-1] == broken
+    assert set(found[:2]) == {first, second}
+
+
+def test_networks_that_waste_a_block_are_passed_over_if_there_are_others(parts):
+    coloured = replace(
+        parts[1],
+        train_images=parts[1].train_images.repeat_interleave(3, dim=1),
+        mean=parts[1].mean * 3,
+        std=parts[1].std * 3,
+    )
+    cell = nasbench201(channels=4, cells_per_stage=1, resolution_px=8)
+    supernet = Supernet(cell, stream(0, "weights"))
+    conv = "nor_conv_3x3"
+    sound = cell.parse(f"|none~0|+|none~0|none~1|+|{conv}~0|none~1|none~2|")
+    wasteful = cell.parse(f"|{conv}~0|+|none~0|none~1|+|{conv}~0|none~1|none~2|")
+    assert qualify(supernet, [wasteful, sound], coloured, 2, seed=0) == [sound]
+    assert qualify(supernet, [wasteful], coloured, 2, seed=0) == [wasteful]

@@ -148,9 +148,14 @@ def test_a_child_goes_on_where_its_search_stopped(fresh, data):
     assert steps == [22, 30]
 
 
-def test_training_learns(trained, data, fresh):
-    before, after = accuracy(fresh(), data), accuracy(trained, data)
-    assert after > before + 0.15
+LONGER = replace(RECIPE, total_steps=110)  # 5 epochs
+
+
+def test_training_learns(data, fresh):
+    network = fresh()
+    before = accuracy(network, data)
+    train_network(network, data, LONGER, seed=0)
+    assert accuracy(network, data) > before + 0.3
 
 
 @pytest.mark.parametrize(
@@ -381,8 +386,8 @@ def test_smoothed_labels_raise_the_loss_of_a_sure_network(fresh, data):
 )
 def test_blended_images_train_a_network(fresh, data, augmentation):
     network, untrained = fresh(), fresh()
-    train_network(network, data.augmented(augmentation), RECIPE, seed=0)
-    assert accuracy(network, data) > accuracy(untrained, data) + 0.15
+    train_network(network, data.augmented(augmentation), LONGER, seed=0)
+    assert accuracy(network, data) > accuracy(untrained, data) + 0.2
 
 
 def test_the_proxyless_recipe_is_the_published_one_at_any_length():
