@@ -12,8 +12,8 @@ class Progress:
     """How far a phase is, and its latest metrics.
 
     Attributes:
-        phase: ``searching`` or ``training``.
-        completed, total: in steps.
+        phase: ``searching``, ``playoff`` or ``training``.
+        completed, total: in steps; of a playoff, in games.
         metrics: name -> value; units are in the names.
         remaining_seconds: estimated time left in this phase; None before it can be told.
     """

@@ -270,7 +270,8 @@ def _moving_average(network: Network, decay: float) -> AveragedModel:
 def recalibrate_batch_norm(network: nn.Module, data: Dataset, batch_size: int = 256) -> None:
     """Replace running statistics by their plain average over batches of all training images.
 
-    Statistics gathered while many paths shared a layer describe none of them.
+    Statistics gathered while many paths shared a layer describe none of them. One image left
+    over is passed over: it may have a single pixel at the end, which has no variance.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -279,7 +280,8 @@ def recalibrate_batch_norm(network: nn.Module, data: Dataset, batch_size: int = 
         norm.momentum = None  # cumulative average
     network.train()
     for batch in data.train_batches(batch_size):
-        network(batch.images)
+        if len(batch.labels) > 1:
+            network(batch.images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()

@@ -472,3 +472,12 @@ def test_a_fingerprint_tells_settings_apart():
     assert fingerprint("a", {"b": 1, "c": 2}) == fingerprint("a", {"c": 2, "b": 1})
     assert fingerprint("a", {"b": 1}) != fingerprint("a", {"b": 2})
     assert fingerprint("a", "b") != fingerprint("ab")
+
+
+def test_one_image_left_over_does_not_stop_the_recalibration(data):
+    n = 65  # a batch of 64, and one image whose single pixel has no variance
+    few = replace(data, train_images=data.train_images[:n], train_labels=data.train_labels[:n])
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1))
+    recalibrate_batch_norm(network, few, batch_size=64)
+    mean = data.normalise(data.train_images[:64]).mean()
+    torch.testing.assert_close(network[1].running_mean[0], mean, rtol=1e-4, atol=1e-6)
