@@ -253,9 +253,9 @@ class Constraints:
         return any(isinstance(c.rule, Reward) for c in self._constraints)
 
     def describe(self) -> list[object]:
-        """Plain values that tell one set of constraints from another."""
+        """Plain values that tell one set of constraints from another, tables included."""
         return [
-            [c.name, c.cost.unit, c.budget, type(c.rule).__name__, vars(c.rule)]
+            [c.name, _content(c.cost), c.budget, type(c.rule).__name__, vars(c.rule)]
             for c in self._constraints
         ]
 
@@ -360,3 +360,14 @@ def _check_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0.0 < value < math.inf:
             raise ValueError(f"{name} is greater than 0, got {value:g}")
+
+
+def _content(cost: DifferentiableCost) -> list[object]:
+    match cost:
+        case (
+            SeparableCost(offset=constant, table=table)
+            | BottleneckCost(floor=constant, table=table)
+        ):
+            return [cost.unit, constant, table]
+        case _:
+            return [cost.unit]

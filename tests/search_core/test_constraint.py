@@ -312,6 +312,9 @@ def test_different_constraints_are_described_differently(latency):
         for constraint in (
             Constraint("latency", latency, 5.0),
             Constraint("latency", latency, 6.0),
+            Constraint("latency", SeparableCost(latency.offset, latency.table, "s"), 5.0),
+            Constraint("latency", SeparableCost(latency.offset + 1.0, latency.table, "ms"), 5.0),
+            Constraint("latency", BottleneckCost(latency.offset, latency.table, "ms"), 5.0),
             Constraint("latency", latency, 5.0, AugmentedLagrangian(rho=0.2)),
             Constraint("latency", latency, 5.0, AddLinear()),
         )
