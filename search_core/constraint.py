@@ -368,6 +368,6 @@ def _content(cost: DifferentiableCost) -> list[object]:
             SeparableCost(offset=constant, table=table)
             | BottleneckCost(floor=constant, table=table)
         ):
-            return [cost.unit, constant, table]
+            return [type(cost).__name__, cost.unit, constant, table]
         case _:
             return [cost.unit]
