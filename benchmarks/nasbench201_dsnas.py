@@ -44,7 +44,6 @@ from search_core.space.space import Architecture, SearchSpace
 from search_core.train import WeightRecipe
 
 HELD_OUT = 5_000
-BUDGET_SHARES = (0.25, 0.50, 0.75)
 
 
 def main() -> None:
@@ -217,7 +216,7 @@ def _under_budgets(
     measured = _latencies(space, options.latencies, device)
     cost = _additive(space, measured)
     low, high = min(measured.values()), max(measured.values())
-    for share in BUDGET_SHARES:
+    for share in options.budget_shares:
         budget_ms = low + share * (high - low)
         limit = Constraint("latency", cost, budget_ms, Observed())
         best = found.decide_best(options.qualifiers, [limit])
@@ -290,6 +289,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cells-per-stage", type=int, default=5)
     parser.add_argument("--stem-stride", type=int, default=4)
     parser.add_argument("--contenders", type=int, default=1)
+    parser.add_argument("--budget-shares", type=float, nargs="+", default=[0.25, 0.5, 0.75])
     parser.add_argument("--budget-contenders", type=int, default=4)
     parser.add_argument("--qualifiers", type=int, default=200)
     parser.add_argument("--playoff-epochs", type=float, default=0.5)

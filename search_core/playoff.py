@@ -109,13 +109,15 @@ def qualify(
 
     Where a cell may leave operations out, utilities that add up over slots credit operations
     that nothing reaches; one forward pass of each network tells. Networks that waste a block
-    are passed over, unless there is no other.
+    are passed over, unless there is no other, and so are those that only differ in idle blocks
+    from one before them.
 
     Args:
         n_images: of `held_out`, drawn once, whose statistics BatchNorm uses.
     """
     graph = supernet.space.graph
     sound = [a for a in architectures if not graph(a).wastes] or list(architectures)
+    sound = list({graph(a).live: a for a in reversed(sound)}.values())[::-1]
     batch = held_out.plain_batch(seed, 0, min(n_images, held_out.n_train))
     supernet.train()
     with batch_statistics_only(supernet):

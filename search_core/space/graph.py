@@ -62,6 +62,12 @@ class Graph:
         return frozenset(idle)
 
     @property
+    def live(self) -> tuple[tuple[int, BlockSpec], ...]:
+        """Position and kind of every block that is not idle: equal where networks do the same."""
+        idle = self.idle
+        return tuple((i, block) for i, block in enumerate(self.blocks) if i not in idle)
+
+    @property
     def wastes(self) -> bool:
         """Whether some block with weights is idle: paid for, and without any effect."""
         return any(self.blocks[index].parameters for index in self.idle)

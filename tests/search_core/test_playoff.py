@@ -207,3 +207,6 @@ def test_networks_that_waste_a_block_are_passed_over_if_there_are_others(parts):
     wasteful = cell.parse(f"|{conv}~0|+|none~0|none~1|+|{conv}~0|none~1|none~2|")
     assert qualify(supernet, [wasteful, sound], coloured, 2, seed=0) == [sound]
     assert qualify(supernet, [wasteful], coloured, 2, seed=0) == [wasteful]
+    twin = cell.parse(f"|skip_connect~0|+|none~0|none~1|+|{conv}~0|none~1|none~2|")
+    other = cell.parse(f"|none~0|+|none~0|none~1|+|{conv}~0|skip_connect~1|none~2|")
+    assert qualify(supernet, [sound, twin, other], coloured, 3, seed=0) == [sound]
