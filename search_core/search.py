@@ -444,10 +444,8 @@ def _trouble(loss: float, estimate: Estimate | None, supernet: Supernet | None) 
 def _weight_path(config: SearchConfig, p: torch.Tensor, step: int) -> tuple[int, ...]:
     """The path of a step that trains weights only; `ALL` where a slot runs every candidate."""
     generator = stream(config.seed, "path", step)
-    if step >= config.warmup_steps:
-        return sample_path(p, generator)
     path = sample_path(p, generator)
-    if not config.operation_warmup:
+    if step >= config.warmup_steps or not config.operation_warmup:
         return path
     together = torch.rand(len(path), generator=generator) < 1.0 - step / config.warmup_steps
     return tuple(ALL if t else k for t, k in zip(together.tolist(), path, strict=True))
