@@ -1,9 +1,11 @@
 """Checkpoints: plain tensors and values in one file, replaced atomically, never unpickled."""
 
 import os
+import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -35,23 +37,46 @@ class Checkpoint:
             )
 
 
+class KeptCheckpoint:
+    """A checkpoint to go back to, in a temporary file, so that memory holds no second copy.
+
+    Args:
+        checkpoint: written at once; none of it is kept.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        self._file = tempfile.TemporaryFile(prefix="tailor-")  # noqa: SIM115, it lives as long
+        weakref.finalize(self, self._file.close)
+        _write(checkpoint, self._file)
+
+    def read(self, device: torch.device | str = "cpu") -> Checkpoint:
+        """The checkpoint with its tensors on `device`, each time a new one."""
+        self._file.seek(0)
+        return Checkpoint(**torch.load(self._file, map_location=device, weights_only=True))
+
+
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write to `path` so that a crash leaves the old file or the new one, never a torn one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
-        torch.save(
-            {
-                "stage": checkpoint.stage,
-                "step": checkpoint.step,
-                "fingerprint": checkpoint.fingerprint,
-                "state": checkpoint.state,
-            },
-            file,
-        )
+        _write(checkpoint, file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _write(checkpoint: Checkpoint, file: IO[bytes]) -> None:
+    torch.save(
+        {
+            "stage": checkpoint.stage,
+            "step": checkpoint.step,
+            "fingerprint": checkpoint.fingerprint,
+            "state": checkpoint.state,
+        },
+        file,
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

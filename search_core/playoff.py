@@ -14,8 +14,9 @@ import torch
 from search_core.data.dataset import Dataset
 from search_core.errors import NonFiniteLossError, SearchInterrupted
 from search_core.events import Notice, Progress, Report, ShouldStop, ignore, never
+from search_core.nn.batch_norm import batch_statistics_only
 from search_core.nn.network import Network
-from search_core.nn.supernet import Supernet, batch_statistics_only
+from search_core.nn.supernet import Supernet
 from search_core.space.space import Architecture
 from search_core.train import WeightRecipe, set_rate
 

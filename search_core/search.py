@@ -1,16 +1,16 @@
 """The search: one loop from random weights to probabilities over architectures."""
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 
 import torch
 
-from search_core.checkpoints import Checkpoint
+from search_core.checkpoints import Checkpoint, KeptCheckpoint
+from search_core.config import SearchConfig
 from search_core.constraint import Constraint, Constraints, Reward
-from search_core.data.dataset import Batch, Dataset
+from search_core.data.dataset import Dataset
 from search_core.decode import decode, k_best
 from search_core.errors import (
     BudgetUnreachableError,
@@ -30,62 +30,16 @@ from search_core.events import (
     never,
     remaining_seconds,
 )
-from search_core.freeze import Freezer
 from search_core.health import Health, discretisation_gap
+from search_core.logits import Logits
+from search_core.losses import Losses
 from search_core.memory import Rehearsal, explain_out_of_memory
-from search_core.nn.supernet import ALL, Supernet, batch_statistics_only
+from search_core.nn.batch_norm import batch_statistics_only
+from search_core.nn.supernet import ALL, Supernet
+from search_core.path_sgd import PathSGD
 from search_core.randomness import stream
 from search_core.space.space import Architecture, SearchSpace
-from search_core.train import WeightRecipe, all_finite, fingerprint, set_rate
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Everything that decides a search besides space, data and constraints.
-
-    Attributes:
-        recipe: how weights are trained, over the search and the child's phase together.
-        search_steps: after how many of them the architecture is decided (DSNAS searches 80
-            of 240 epochs).
-        warmup_steps: first steps that train weights only, on paths drawn from the start.
-        largest_share: where the probabilities start: this much on the candidate of each slot
-            with the most weights, the rest on the others alike. Young weights flatter whatever
-            disturbs them least, so a search of a cell that starts from equal parts falls to
-            few operations; one that starts from the largest network asks what can be changed
-            in it. None starts from equal parts, as in the papers.
-        operation_warmup: during the warm-up a slot runs all of its operations, averaged, with
-            a probability that falls linearly from 1 to 0 (TuNAS).
-        estimator, estimator_options: of the gradient in the logits, by name.
-        held_out_images: training images that only the logits see, class-balanced; asked for
-            by the estimators that do not train weights and logits on one batch.
-        alpha_every: weight steps for each step of the logits (ProxylessNAS: 5).
-        alpha_learning_rate: of Adam on the logits. The published 1e-3 suits 100,000 steps; a
-            search of hundreds needs more.
-        alpha_betas: of the same; None takes those published with the estimator.
-        temperature: (first, last) price of certainty in units of the loss: the divergence
-            ``tau sum_k p_k ln(p_k / start_k)`` of every slot is added, with tau falling
-            geometrically, so that p stays near ``start exp(-f / tau)`` and nothing is decided
-            while weights are young. None adds nothing, as in the papers.
-        freeze_threshold: 0.3, from the DSNAS code.
-        max_rollbacks: how often a loss that is not finite sends the search back to its last
-            checkpoint, at half the rate, before it is given up.
-    """
-
-    recipe: WeightRecipe
-    search_steps: int
-    warmup_steps: int
-    seed: int = 0
-    largest_share: float | None = None
-    operation_warmup: bool = False
-    estimator: str = "dsnas"
-    estimator_options: Mapping[str, float] = field(default_factory=dict)
-    held_out_images: int = 0
-    alpha_every: int = 1
-    alpha_learning_rate: float = 0.02
-    alpha_betas: tuple[float, float] | None = None
-    temperature: tuple[float, float] | None = None
-    freeze_threshold: float = 0.3
-    max_rollbacks: int = 3
+from search_core.train import all_finite, fingerprint
 
 
 @dataclass(frozen=True)
@@ -186,173 +140,138 @@ def run_search(
         data, held_out = data.split(config.held_out_images or data.n_train // 10, seed=0)
         held_out.steps_per_epoch(recipe.batch_size)  # raises now rather than after the warm-up
     supernet = Supernet(space, stream(seed, "weights")).to(device)
-    absent = torch.ones(len(space.slots), space.n_candidates, dtype=torch.bool)
-    for slot, decision in enumerate(space.slots):
-        absent[slot, : len(decision.candidates)] = False
-    start = _start(config, space, absent)  # (n_slots, n_candidates)
-    logits = (start / start.amax(dim=1, keepdim=True)).log()  # 0 at the likeliest
-    logits = logits.masked_fill(absent, 0.0).requires_grad_()
-    freezer = Freezer(config.freeze_threshold)
+    logits = Logits(space, config, estimator, prices)
     health = Health(space)
-    weight_optimizer = recipe.optimizer(supernet)
-    alpha_optimizer = torch.optim.Adam(
-        [logits],
-        lr=config.alpha_learning_rate,
-        betas=config.alpha_betas or estimator.alpha_betas,
-    )
+    weights = PathSGD(recipe, supernet)
     step, rollbacks = 0, 0
 
     # all state there is; every random draw is a function of (seed, step)
     def checkpoint() -> Checkpoint:
         state = {
             "supernet": supernet.state_dict(),
-            "weight_optimizer": weight_optimizer.state_dict(),
-            "alpha_optimizer": alpha_optimizer.state_dict(),
+            "weight_optimizer": weights.state_dict(),
             "estimator": estimator.state_dict(),
             "constraints": prices.state_dict(),
-            "freezer": freezer.state_dict(),
             "health": health.state_dict(),
-            "logits": logits.detach(),
             "rollbacks": rollbacks,
+            **logits.state_dict(),
         }
         return Checkpoint("search", step, identity, state)
 
     def restore(saved: Checkpoint) -> int:
         supernet.load_state_dict(saved.state["supernet"])
-        weight_optimizer.load_state_dict(copy.deepcopy(saved.state["weight_optimizer"]))
-        alpha_optimizer.load_state_dict(copy.deepcopy(saved.state["alpha_optimizer"]))
+        weights.load_state_dict(saved.state["weight_optimizer"])
         estimator.load_state_dict(saved.state["estimator"])
         prices.load_state_dict(saved.state["constraints"])
-        freezer.load_state_dict(saved.state["freezer"])
         health.load_state_dict(saved.state["health"])
-        logits.data.copy_(saved.state["logits"])
+        logits.load_state_dict(saved.state)
         return saved.step
 
     if resume is not None:
         resume.expect("search", identity)
         step, rollbacks = restore(resume), int(resume.state["rollbacks"])
-    last_good = copy.deepcopy(checkpoint())
-
-    def probabilities() -> torch.Tensor:
-        return freezer.apply(logits.masked_fill(absent, -torch.inf).softmax(dim=1))
-
-    def priced(estimate: Estimate, p: torch.Tensor) -> Estimate:
-        alpha_optimizer.zero_grad()
-        scale, penalty = prices.objective(estimate.loss, p)
-        penalty = penalty + _certainty_price(config, p, start, step)
-        if penalty.requires_grad:
-            penalty.backward()  # type: ignore[no-untyped-call]
-        gradient = scale * estimate.gradient
-        if logits.grad is not None:
-            gradient = gradient + logits.grad
-        if estimate.moves is not None:
-            gradient = gradient * estimate.moves
-        return replace(estimate, gradient=freezer.mask(gradient))
-
-    def move_logits(estimate: Estimate) -> None:
-        logits.grad = estimate.gradient
-        before = logits.detach().clone()
-        with freezer.holding(alpha_optimizer, logits):
-            alpha_optimizer.step()
-            logits.data.copy_(estimator.settle(before, logits.detach()))
+    last_good = KeptCheckpoint(checkpoint())
+    losses = Losses()  # of the weights' steps; the host does not wait for each
 
     epoch_steps = data.steps_per_epoch(recipe.batch_size)
     rehearsal = Rehearsal(supernet, estimator, data, together=config.operation_warmup)
     started, first_step = perf_counter(), step
     supernet.train()
     while step < config.search_steps:
-        p = probabilities()  # (n_slots, n_candidates)
+        p = logits.probabilities  # (n_slots, n_candidates)
         searching = step >= config.warmup_steps
-        progress = step / config.search_steps
         estimate = None
         with explain_out_of_memory(recipe.batch_size, rehearsal):
             # weights: one path, one forward, one backward
             batch = data.training_batch(seed, step, recipe.batch_size)
-            weight_optimizer.zero_grad()
             if searching and estimator.trains_weights:  # and the logits from the same batch
                 estimate = estimator.estimate(
                     supernet,
-                    p.detach(),
+                    p,
                     batch,
                     recipe.label_smoothing,
                     stream(seed, "path", step),
-                    progress=progress,
+                    progress=step / config.search_steps,
                 )
-                loss = estimate.loss
+                path = estimate.choices
             else:
-                path = _weight_path(config, p.detach(), step)
-                loss = _backward(supernet, path, batch, recipe.label_smoothing)
-            set_rate(weight_optimizer, recipe.rate_at(step) * 0.5**rollbacks)
-            weight_optimizer.step()
+                path = _weight_path(config, p, step)
+                loss = batch.loss(supernet(batch.images, path), recipe.label_smoothing)
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses.add(step, loss)
+            weights.step(path, recipe.rate_at(step) * 0.5**rollbacks)
 
             # logits of a two-level method: held-out images, plain cross-entropy
             if searching and held_out is not None and step % config.alpha_every == 0:
                 estimate = estimator.estimate(
                     supernet,
-                    p.detach(),
+                    p,
                     held_out.plain_batch(seed, step // config.alpha_every, recipe.batch_size),
                     0.0,
                     stream(seed, "alpha", step),
-                    progress=progress,
+                    progress=step / config.search_steps,
                     objective=prices.objective_of(space) if prices.needs_reward else None,
                 )
         if estimate is not None:
-            estimate = priced(estimate, p)
+            estimate = logits.priced(estimate, step)
+            if estimator.trains_weights:
+                losses.add(step, estimate.loss)
 
         # anything that is not finite: back to the last checkpoint, at half the rate
         ends = (step + 1) % epoch_steps == 0 or step + 1 == config.search_steps
-        trouble = _trouble(loss, estimate, supernet if ends else None)
+        trouble = _trouble(step, estimate, losses, supernet if ends else None)
         if trouble is not None:
             rollbacks += 1
             if rollbacks > config.max_rollbacks:
                 raise NonFiniteLossError(
-                    f"{trouble} at step {step}, after {config.max_rollbacks} rollbacks "
+                    f"{trouble}, after {config.max_rollbacks} rollbacks "
                     f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
                 )
-            report(Notice("rollback", f"{trouble} at step {step}; back to {last_good.step}"))
-            step = restore(last_good)
+            report(Notice("rollback", f"{trouble}; back to {last_good.step}"))
+            step = restore(last_good.read(device))
             continue
         if estimate is not None:
-            move_logits(estimate)
+            logits.move(estimate)
             health.observe(estimate)
         step += 1
 
         # once an epoch: freeze, price, report, checkpoint
         if ends:
             if step > config.warmup_steps:
-                freezer.update(probabilities().detach(), step)
-            p = probabilities().detach()
+                logits.freeze(step)
+            p = logits.probabilities
             current = space.architecture(p.argmax(dim=1).tolist())
             if step > config.warmup_steps:
                 prices.update(current)
             for notice in health.end_epoch(p):
                 report(notice)
             metrics = {
-                "train_loss": loss,
-                "frozen_slots": float(len(freezer.frozen)),
+                "train_loss": losses.latest,
+                "frozen_slots": float(len(logits.freezer.frozen)),
                 **health.metrics(),
                 **prices.metrics(p, current),
             }
             left = remaining_seconds(started, first_step, step, config.search_steps)
             report(Progress("searching", step, config.search_steps, metrics, left))
-            last_good = copy.deepcopy(checkpoint())
-            report(CheckpointReady(last_good))
+            last_good = KeptCheckpoint(checkpoint())
+            report(CheckpointReady(checkpoint()))
         if should_stop():
-            report(CheckpointReady(checkpoint() if all_finite(supernet) else last_good))
+            sound = losses.first_not_finite() is None and all_finite(supernet)
+            report(CheckpointReady(checkpoint() if sound else last_good.read(device)))
             raise SearchInterrupted(f"stopped after search step {step}")
 
-    log_probabilities = logits.detach().masked_fill(absent, -torch.inf).log_softmax(dim=1)
-    p = probabilities().detach()
-    freezer.finish(p)  # the deadline
+    p, log_probabilities = logits.probabilities, logits.log_probabilities
+    logits.finish()
     verdict = health.verdict(p)
     summary: dict[str, object] = {
-        "freezing": freezer.report(len(space.slots)),
+        "freezing": logits.freezer.report(len(space.slots)),
         "health": health.metrics(),
         "rollbacks": rollbacks,
         "collapse": None if verdict is None else asdict(verdict),
         "discretisation_gap": _gap(supernet, data, p, config, step),
     }
-    return SearchResult(supernet, p, log_probabilities, dict(freezer.frozen), step, summary)
+    frozen = dict(logits.freezer.frozen)
+    return SearchResult(supernet, p, log_probabilities, frozen, step, summary)
 
 
 _GAP_PATHS = 8
@@ -388,56 +307,24 @@ def _estimator(config: SearchConfig, constraints: Sequence[Constraint]) -> Estim
     return ESTIMATORS[config.estimator](**config.estimator_options)
 
 
-def _start(config: SearchConfig, space: SearchSpace, absent: torch.Tensor) -> torch.Tensor:
-    """The probabilities that the search starts from."""
-    if config.largest_share is None:
-        present = (~absent).double()
-        return present / present.sum(dim=1, keepdim=True)
-    _, weights = space.slot_costs(lambda block: block.parameters)
-    start = torch.zeros(absent.shape, dtype=torch.float64)
-    for slot, row in enumerate(weights):
-        others = (1.0 - config.largest_share) / max(1, len(row) - 1)
-        start[slot, : len(row)] = others
-        start[slot, row.index(max(row))] = 1.0 - others * (len(row) - 1)
-        if config.largest_share - others >= config.freeze_threshold and len(row) > 1:
-            raise ValueError(
-                f"largest_share {config.largest_share:g} leads by more than freeze_threshold "
-                f"{config.freeze_threshold:g} from the start: nothing would be searched"
-            )
-    return start
+def _trouble(
+    step: int, estimate: Estimate | None, losses: Losses, supernet: Supernet | None
+) -> str | None:
+    """What is not finite, and at which step, if anything is.
 
-
-def _certainty_price(
-    config: SearchConfig, p: torch.Tensor, start: torch.Tensor, step: int
-) -> torch.Tensor | float:
-    if config.temperature is None:
-        return 0.0
-    first, last = config.temperature
-    done = (step - config.warmup_steps) / max(1, config.search_steps - config.warmup_steps)
-    ratio = p.clamp_min(1e-300) / start.clamp_min(1e-300)
-    price: float = first * (last / first) ** done
-    return price * (p * ratio.log()).sum()
-
-
-def _backward(
-    supernet: Supernet, path: tuple[int, ...], batch: Batch, label_smoothing: float
-) -> float:
-    """The loss of `path`; the gradients of its weights are left in ``.grad``."""
-    loss = batch.loss(supernet(batch.images, path), label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()
-
-
-def _trouble(loss: float, estimate: Estimate | None, supernet: Supernet | None) -> str | None:
-    """What is not finite, if anything is."""
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
+    Losses of the weights are looked at when the host waits for the device anyway.
+    """
+    if estimate is None and supernet is None:
+        return None
+    bad = losses.first_not_finite()
+    if bad is not None:
+        return f"the loss is {bad.value} at step {bad.step}"
     if estimate is not None and not math.isfinite(estimate.loss):
-        return f"the loss of held-out images is {estimate.loss}"
+        return f"the loss of held-out images is {estimate.loss} at step {step}"
     if estimate is not None and not bool(estimate.gradient.isfinite().all()):
-        return "the gradient of the logits is not finite"
+        return f"the gradient of the logits is not finite at step {step}"
     if supernet is not None and not all_finite(supernet):
-        return "a weight is not finite"
+        return f"a weight is not finite at step {step}"
     return None
 
 

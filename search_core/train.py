@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from search_core.checkpoints import Checkpoint
+from search_core.checkpoints import Checkpoint, KeptCheckpoint
 from search_core.data.dataset import Batch, Dataset
 from search_core.errors import NonFiniteLossError, SearchInterrupted
 from search_core.events import (
@@ -90,7 +90,7 @@ class WeightRecipe:
         return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     def optimizer(self, module: nn.Module) -> torch.optim.SGD:
-        """SGD with momentum; weights whose gradient is None are left alone."""
+        """SGD with momentum, fused; weights whose gradient is None are left alone."""
         decayed = [p for p in module.parameters() if p.ndim > 1]
         plain = [p for p in module.parameters() if p.ndim <= 1]
         groups = [
@@ -98,7 +98,11 @@ class WeightRecipe:
             {"params": plain, "weight_decay": 0.0},
         ]
         return torch.optim.SGD(
-            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov
+            groups,
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            fused=True,
         )
 
 
@@ -159,6 +163,7 @@ def train_network(
     optimizer = recipe.optimizer(network)
     average = None if recipe.ema_decay is None else _moving_average(network, recipe.ema_decay)
     set_dropout(network, recipe.dropout)
+    device = next(network.parameters()).device
     step, rollbacks = start_step, 0
 
     def checkpoint() -> Checkpoint:
@@ -190,7 +195,7 @@ def train_network(
     if resume is not None:
         resume.expect("train", identity)
         step, rollbacks = restore(resume), int(resume.state["rollbacks"])
-    last_good = copy.deepcopy(checkpoint())
+    last_good = KeptCheckpoint(checkpoint())
 
     n_steps = recipe.total_steps - start_step
     epoch_steps = data.steps_per_epoch(recipe.batch_size)
@@ -222,15 +227,15 @@ def train_network(
                         f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
                     )
                 report(Notice("rollback", f"{trouble} at step {step}; back to {last_good.step}"))
-                step = restore(last_good)
+                step = restore(last_good.read(device))
                 continue
             metrics: Mapping[str, float] = {"train_loss": train_loss}
             left = remaining_seconds(started, first_step, step, recipe.total_steps)
             report(Progress("training", step - start_step, n_steps, metrics, left))
-            last_good = copy.deepcopy(checkpoint())
-            report(CheckpointReady(last_good))
+            last_good = KeptCheckpoint(checkpoint())
+            report(CheckpointReady(checkpoint()))
         if should_stop():
-            report(CheckpointReady(checkpoint() if all_finite(network) else last_good))
+            report(CheckpointReady(checkpoint() if all_finite(network) else last_good.read(device)))
             raise SearchInterrupted(f"stopped after training step {step}")
     if average is not None:
         network.load_state_dict(average.module.state_dict())

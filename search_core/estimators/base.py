@@ -1,6 +1,6 @@
 """What every estimator of the architecture gradient promises."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,20 +14,24 @@ Objective = Callable[[tuple[int, ...], float, float], float]
 
 
 class Paths(Protocol):
-    """What an estimator needs of a supernet; see `search_core.nn.supernet.Supernet.forward`."""
+    """What an estimator needs of a supernet; see `search_core.nn.supernet.Supernet`."""
 
     def __call__(
         self,
         images: torch.Tensor,
         choices: Sequence[int],
-        gates: torch.Tensor | None = None,
+        gates: Sequence[torch.Tensor | None] | None = None,
         compared: Sequence[Collection[int]] | None = None,
     ) -> torch.Tensor:
         """Class scores (B, n_classes) of one path."""
         ...
 
-    def modules(self) -> Iterator[nn.Module]:
-        """The supernet and every module in it."""
+    def operations(self, choices: Sequence[int]) -> list[nn.Module]:
+        """The operations that a forward pass of `choices` may run."""
+        ...
+
+    def final_norms(self, choices: Sequence[int]) -> list[tuple[nn.BatchNorm2d, ...] | None]:
+        """For each slot the BatchNorms that tell its gate's gradient, None where a gate must."""
         ...
 
 
@@ -60,6 +64,8 @@ class Estimator(Protocol):
     - each row of the gradient sums to 0, and is 0 at absent candidates and frozen slots;
     - where `trains_weights`, the gradients of the weights on the sampled path are left in
       ``.grad`` and those of all other weights stay None; elsewhere no weight gets a gradient;
+    - what the logits need of a step leaves the device as one vector, together with the loss:
+      the one time in a step that the host waits for it;
     - BatchNorm's running statistics follow the path that trains the weights and no other:
       where not `trains_weights` they stay as they are;
     - the draw is a function of `generator` and of `state_dict` alone.

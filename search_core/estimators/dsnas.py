@@ -3,6 +3,8 @@
 Hu et al., "DSNAS: Direct Neural Architecture Search without Parameter Retraining", 2020.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from search_core.data.dataset import Batch
@@ -15,6 +17,7 @@ from search_core.estimators.base import (
     sample_path,
     undecided,
 )
+from search_core.nn.batch_norm import affine_parameters, gate_gradients
 
 _BASELINE_DECAY = 0.95
 
@@ -22,7 +25,8 @@ _BASELINE_DECAY = 0.95
 class DSNAS(Stateless):
     """The low-biased single-path estimator (equation 9 of the paper).
 
-    A gate of value 1 multiplies the chosen operation's output of each slot. Its gradient
+    A gate of value 1 multiplies the chosen operation's output of each slot; where that output
+    is a BatchNorm's it need not even be there (`gate_costs`). Its gradient
     ``c_l = <dL/dy_l, y_l>`` is the cost of that choice, and the estimate of slot l is
     ``c_l (onehot(s_l) - p_l)``. Exact in expectation where the loss is affine in each
     operation's output, d times the gradient where it is homogeneous of degree d; otherwise
@@ -116,7 +120,7 @@ class PathIntegratedDSNAS(Stateless):
             self._visits = torch.zeros(n_slots, dtype=torch.int64)
         choices = sample_path(probabilities, generator)
         candidates = undecided(probabilities)
-        heights = probabilities.new_ones(n_slots)
+        heights: dict[int, float] = {}
         slot = None
         if candidates:
             slot = candidates[int(torch.randint(len(candidates), (), generator=generator))]
@@ -149,20 +153,48 @@ def gate_costs(
     choices: tuple[int, ...],
     batch: Batch,
     label_smoothing: float,
-    heights: torch.Tensor | None = None,
+    heights: Mapping[int, float] | None = None,
 ) -> tuple[float, torch.Tensor]:
-    """One forward and one backward pass of a path, with a gate at each slot.
+    """One forward and one backward pass of a path, as if with a gate at each slot.
+
+    A gate stands only where its value is not 1, or where the operation's output is not that
+    of a BatchNorm; everywhere else the gradients of the weights tell what it would.
 
     Args:
-        heights: (n_slots,), values of the gates; ones when None.
+        heights: slot -> value of its gate, and no other slot's cost is asked for; ones, and
+            the costs of all slots, when None.
 
     Returns:
-        The loss, and ``c_l = <dL/dy_l, o_l>`` of every slot, (n_slots,): the gradient of its
-        gate. The weights' gradients are left in ``.grad``.
+        The loss, and ``c_l = <dL/dy_l, o_l>`` of the slots asked for, (n_slots,) float32 on
+        the CPU: the gradient of its gate. The weights' gradients are left in ``.grad``.
     """
-    values = torch.ones(len(choices)) if heights is None else heights
-    gates = values.to(batch.images, copy=True).requires_grad_()  # (n_slots,)
-    loss = batch.loss(supernet(batch.images, choices, gates), label_smoothing)
+    norms = supernet.final_norms(choices) if heights is None else []
+    gated = {slot: 1.0 for slot, told in enumerate(norms) if told is None} | dict(heights or {})
+    gates: list[torch.Tensor | None] = [None] * len(choices)
+    images = batch.images
+    for slot, height in gated.items():
+        gates[slot] = images.new_full((), height, requires_grad=True)
+    owned = [(p, slot) for slot, told in enumerate(norms) for p in affine_parameters(told or ())]
+    parameters, owners = [p for p, _ in owned], [slot for _, slot in owned]
+    earlier = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+
+    loss = batch.loss(supernet(images, choices, gates), label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
-    costs = torch.zeros_like(gates) if gates.grad is None else gates.grad  # None: all Zero
-    return loss.item(), costs.cpu()
+
+    costs = loss.detach().new_zeros(len(choices))
+    gate_gradients(parameters, [p.grad for p in parameters], owners, out=costs)
+    for slot, gate in enumerate(gates):
+        if gate is not None and gate.grad is not None:  # None: nothing reads the output
+            costs[slot] = gate.grad
+    for parameter, gradient in zip(parameters, earlier, strict=True):
+        if gradient is not None:  # as autograd does
+            parameter.grad = gradient if parameter.grad is None else gradient + parameter.grad
+    return fetched(loss, costs)
+
+
+def fetched(loss: torch.Tensor, values: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """A loss and what belongs to it, on the host by one transfer."""
+    together = torch.cat([loss.detach()[None], values.flatten().to(loss)]).cpu()
+    return together[0].item(), together[1:].view(values.shape)

@@ -11,7 +11,8 @@ from search_core.estimators.base import (
     sample_path,
     undecided,
 )
-from search_core.nn.supernet import batch_statistics_only
+from search_core.estimators.dsnas import fetched
+from search_core.nn.batch_norm import batch_statistics_only
 
 
 class PairedDSNAS(Stateless):
@@ -60,20 +61,22 @@ class PairedDSNAS(Stateless):
             swaps.append((slot, int(torch.multinomial(others, 1, generator=generator))))
 
         losses = []
-        with torch.no_grad(), batch_statistics_only(supernet):
+        with torch.no_grad():
             for slot, other in swaps:
                 path = (*choices[:slot], other, *choices[slot + 1 :])
-                scores = supernet(batch.images, path)
+                with batch_statistics_only(*supernet.operations(path)):
+                    scores = supernet(batch.images, path)
                 losses.append(batch.loss(scores, label_smoothing))
         loss = batch.loss(supernet(batch.images, choices), label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
+        differences = [loss.detach() - other for other in losses]
+        value, drops = fetched(loss, torch.stack(differences) if swaps else loss.new_zeros(0))
 
         gradient, signal = torch.zeros_like(probabilities), 0.0
-        for (slot, other), other_loss in zip(swaps, losses, strict=True):
-            difference = float(loss.detach() - other_loss)
+        for (slot, other), difference in zip(swaps, drops.tolist(), strict=True):
             chance = 1.0 - float(probabilities[slot, choices[slot]])
             half = len(candidates) / len(swaps) * chance * difference / 2.0
             gradient[slot, choices[slot]] += half
             gradient[slot, other] -= half
             signal += abs(difference) / len(swaps)
-        return Estimate(choices, gradient, loss.item(), signal)
+        return Estimate(choices, gradient, value, signal)

@@ -13,10 +13,16 @@ from search_core.estimators.base import (
     Paths,
     Stateless,
     centred,
+    one_hot,
     sample_path,
     undecided,
 )
-from search_core.nn.supernet import batch_statistics_only
+from search_core.estimators.dsnas import fetched
+from search_core.nn.batch_norm import (
+    affine_parameters,
+    batch_statistics_only,
+    gate_gradients,
+)
 
 
 class Proxyless(Stateless):
@@ -89,15 +95,18 @@ class ProxylessTwoPath(Stateless):
         compared: list[list[int]] = [[] for _ in choices]
         pair_probabilities = torch.zeros_like(probabilities)
         self._pairs = {}
-        for slot in undecided(probabilities):
-            row = probabilities[slot]
-            pair = torch.multinomial(row, 2, generator=generator)
-            shares = row[pair] / row[pair].sum()
-            active = pair[torch.multinomial(shares, 1, generator=generator)]
-            choices[slot] = int(active)
-            compared[slot] = pair.tolist()
-            pair_probabilities[slot, pair] = shares
-            self._pairs[slot] = (int(pair[0]), int(pair[1]))
+        open_slots = undecided(probabilities)
+        if open_slots:
+            rows = probabilities[open_slots]
+            pairs = torch.multinomial(rows, 2, generator=generator)  # (n_open, 2)
+            shares = rows.gather(1, pairs)
+            shares = shares / shares.sum(dim=1, keepdim=True)
+            active = pairs.gather(1, torch.multinomial(shares, 1, generator=generator))
+            pair_probabilities[open_slots] = torch.zeros_like(rows).scatter(1, pairs, shares)
+            drawn = zip(open_slots, pairs.tolist(), active[:, 0].tolist(), strict=True)
+            for slot, pair, chosen in drawn:
+                choices[slot], compared[slot] = chosen, pair
+                self._pairs[slot] = (pair[0], pair[1])
         loss, gates = _gate_gradients(
             supernet, tuple(choices), compared, batch, label_smoothing, probabilities
         )
@@ -125,14 +134,29 @@ def _gate_gradients(
     like: torch.Tensor,
 ) -> tuple[float, torch.Tensor]:
     """The loss, and dL/dg (n_slots, n_candidates) at the compared candidates; no weight learns."""
-    gates = torch.zeros_like(like).to(batch.images).requires_grad_()
-    with batch_statistics_only(supernet):
-        scores = supernet(batch.images, choices, gates, compared)
+    norms = supernet.final_norms(choices)
+    told = {slot for slot, of_slot in enumerate(norms) if of_slot is not None and compared[slot]}
+    wanted = [
+        [k for k in of_slot if k != choices[slot] or slot not in told]
+        for slot, of_slot in enumerate(compared)
+    ]
+    owned = [(p, slot) for slot in told for p in affine_parameters(norms[slot] or ())]
+    gates = batch.images.new_zeros(like.shape, requires_grad=True)
+    with batch_statistics_only(*supernet.operations(choices)):
+        scores = supernet(batch.images, choices, gates.unbind(), wanted)
     loss = batch.loss(scores, label_smoothing)
-    if not any(compared):
-        return loss.item(), torch.zeros_like(like)
-    (gradient,) = torch.autograd.grad(loss, gates)
-    return loss.item(), gradient.to(like)
+    found = torch.zeros_like(gates)
+    if any(compared):
+        inputs = [gates, *(p for p, _ in owned)]
+        of_gates, *of_norms = torch.autograd.grad(loss, inputs, allow_unused=True)
+        if of_gates is not None:
+            found += of_gates
+        of_chosen = found.new_zeros(len(found))
+        gate_gradients([p for p, _ in owned], of_norms, [slot for _, slot in owned], out=of_chosen)
+        on_path = one_hot(choices, like).to(found, non_blocking=True)
+        found += of_chosen[:, None] * on_path
+    value, gradient = fetched(loss, found)
+    return value, gradient.to(like)
 
 
 def _mean(gates: torch.Tensor, compared: list[list[int]]) -> float:

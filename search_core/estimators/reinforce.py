@@ -12,7 +12,7 @@ from search_core.estimators.base import (
     sample_path,
     undecided,
 )
-from search_core.nn.supernet import batch_statistics_only
+from search_core.nn.batch_norm import batch_statistics_only
 
 
 class Reinforce(Stateless):
@@ -43,14 +43,17 @@ class Reinforce(Stateless):
     ) -> Estimate:
         """See `Estimator.estimate`."""
         paths = [sample_path(probabilities, generator) for _ in range(self._samples)]
-        losses, values = [], []
-        with torch.no_grad(), batch_statistics_only(supernet):
+        outcomes = []
+        with torch.no_grad():
             for path in paths:
-                scores = supernet(batch.images, path)  # (B, n_classes)
-                loss = batch.loss(scores, label_smoothing).item()
-                right = (scores.argmax(dim=1) == batch.labels).float().mean().item()
-                losses.append(loss)
-                values.append(objective(path, loss, right) if objective else loss)
+                with batch_statistics_only(*supernet.operations(path)):
+                    scores = supernet(batch.images, path)  # (B, n_classes)
+                right = (scores.argmax(dim=1) == batch.labels).to(scores).mean()
+                outcomes.append(torch.stack([batch.loss(scores, label_smoothing), right]))
+        losses, rights = torch.stack(outcomes, dim=1).tolist()  # one transfer
+        values = losses
+        if objective is not None:
+            values = [objective(*one) for one in zip(paths, losses, rights, strict=True)]
         objectives = torch.tensor(values, dtype=probabilities.dtype)
         others = (objectives.sum() - objectives) / max(1, self._samples - 1)
         advantages = objectives - others

@@ -1,4 +1,9 @@
-"""Candidate operations: a `BlockSpec` becomes a module, without its shortcut."""
+"""Candidate operations: a `BlockSpec` becomes a module, without its shortcut.
+
+An operation whose output is that of one or more affine BatchNorms, at the most rectified or
+joined along the channels, names them in `final_norms`. They tell what a gate on the output
+would have: see `search_core.nn.gates`.
+"""
 
 from collections import OrderedDict
 from functools import partial
@@ -47,6 +52,11 @@ class ConvBatchNorm(nn.Sequential):
             parts["act"] = activation(inplace=True)
         super().__init__(parts)
 
+    @property
+    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """See the module; a ReLU6 also clips, so that nothing can be told through it."""
+        return () if isinstance(getattr(self, "act", None), nn.ReLU6) else (self.bn,)
+
 
 class ReluConv(nn.Module):
     """ReLU, convolution, BatchNorm: NAS-Bench-201's ``nor_conv``."""
@@ -63,9 +73,16 @@ class ReluConv(nn.Module):
         normed: torch.Tensor = self.bn(self.conv(torch.relu(features)))
         return normed
 
+    @property
+    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """See the module."""
+        return (self.bn,)
+
 
 class MBConv(nn.Sequential):
     """Inverted bottleneck: expand, depthwise, project; linear at the end (MobileNetV2)."""
+
+    project: ConvBatchNorm
 
     def __init__(
         self,
@@ -92,6 +109,11 @@ class MBConv(nn.Sequential):
         )
         parts["project"] = ConvBatchNorm(hidden, out_channels, bn_eps=bn_eps)
         super().__init__(parts)
+
+    @property
+    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """See the module."""
+        return self.project.final_norms
 
 
 class ShuffleUnit(nn.Module):
@@ -150,6 +172,13 @@ class ShuffleUnit(nn.Module):
             passed = self.pass_project(self.pass_depthwise(features))
         return torch.cat([passed, self.branch(features)], dim=1)
 
+    @property
+    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """See the module; channels that pass untouched are the shortcut of this unit."""
+        passing = () if self.splits else self.pass_project.final_norms
+        last: ConvBatchNorm = self.branch[-1]  # type: ignore[assignment]
+        return (*passing, *last.final_norms)
+
 
 class Reduction(nn.Module):
     """NAS-Bench-201's residual block between stages: half the size, twice the channels."""
@@ -178,6 +207,8 @@ class PreActivationConv(nn.Sequential):
     A convolution in two groups is followed by a channel shuffle.
     """
 
+    bn: nn.BatchNorm2d
+
     def __init__(
         self,
         in_channels: int,
@@ -202,6 +233,11 @@ class PreActivationConv(nn.Sequential):
         if normed:
             parts["bn"] = nn.BatchNorm2d(out_channels, eps=bn_eps)
         super().__init__(parts)
+
+    @property
+    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """See the module."""
+        return (self.bn,) if hasattr(self, "bn") else ()
 
 
 class SeparableConv(nn.Sequential):
@@ -240,10 +276,17 @@ class SeparableConv(nn.Sequential):
 class BatchNormReLU(nn.Sequential):
     """BatchNorm, then ReLU."""
 
+    bn: nn.BatchNorm2d
+
     def __init__(self, channels: int, bn_eps: float) -> None:
         super().__init__(
             OrderedDict(bn=nn.BatchNorm2d(channels, eps=bn_eps), act=nn.ReLU(inplace=True))
         )
+
+    @property
+    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """See the module."""
+        return (self.bn,)
 
 
 class Half(nn.Module):

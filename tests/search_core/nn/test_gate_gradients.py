@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from search_core.nn.batch_norm import batch_statistics_only
 from search_core.nn.ops import Zero
-from search_core.nn.supernet import Supernet, batch_statistics_only
+from search_core.nn.supernet import Supernet
 from search_core.randomness import stream
 from search_core.space.nasbench201 import nasbench201
 from search_core.space.space import Layer, Slot
