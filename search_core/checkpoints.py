@@ -50,10 +50,10 @@ class KeptCheckpoint:
         weakref.finalize(self, self._file.close)
         _write(checkpoint, self._file)
 
-    def read(self, device: torch.device | str = "cpu") -> Checkpoint:
-        """The checkpoint with its tensors on `device`, each time a new one."""
+    def read(self) -> Checkpoint:
+        """The checkpoint with its tensors on the CPU, each time a new one."""
         self._file.seek(0)
-        return Checkpoint(**torch.load(self._file, map_location=device, weights_only=True))
+        return Checkpoint(**torch.load(self._file, map_location="cpu", weights_only=True))
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -271,15 +271,18 @@ class Constraints:
         Args:
             probabilities: (n_slots, n_candidates) float64.
         """
-        factor, penalty = probabilities.new_ones(()), probabilities.new_zeros(())
+        factor: torch.Tensor | float = 1.0
+        penalty: torch.Tensor | float = 0.0
         for c in self._constraints:
             if isinstance(c.rule, Reward | Observed):
                 continue
             expected = c.cost.expected(probabilities)
             multiplied, added = c.rule.terms(expected, c.budget, self._multipliers[c.name])
             factor, penalty = factor * multiplied, penalty + added
-        scale = factor.detach()
-        return float(scale), penalty + task_loss * (factor - scale)
+        if isinstance(factor, torch.Tensor):
+            scale = factor.detach()
+            return float(scale), penalty + task_loss * (factor - scale)
+        return factor, torch.as_tensor(penalty, dtype=probabilities.dtype)
 
     def reward(self, quality: float, architecture: Architecture) -> float:
         """The reward of a sampled architecture, larger is better.

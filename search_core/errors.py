@@ -11,6 +11,7 @@ SearchCoreError
 ├── UnpricedBlockError       a cost table does not hold a block
 ├── BudgetUnreachableError   no architecture of the space costs that little
 ├── CheckpointError          a checkpoint is damaged or belongs to another run
+├── ProfileDocumentError     a machine profile is damaged or of another version
 ├── UnknownEstimatorError    no estimator of that name
 ├── NonFiniteLossError       the loss became NaN or infinite
 ├── OutOfMemoryError         a training step does not fit into memory
@@ -109,6 +110,10 @@ class CheckpointError(SearchCoreError):
 
 class NonFiniteLossError(SearchCoreError):
     """The training loss became NaN or infinite."""
+
+
+class ProfileDocumentError(SearchCoreError):
+    """A stored machine profile is damaged or of a version this one does not read."""
 
 
 class UnknownEstimatorError(SearchCoreError):

@@ -78,6 +78,8 @@ class Freezer:
 
     def mask(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` (n_slots, n_candidates) with those of decided slots at 0."""
+        if not self.decided:
+            return rows
         searched = rows.new_ones(len(rows), 1)
         searched[list(self.decided)] = 0.0
         return rows * searched
@@ -90,6 +92,9 @@ class Freezer:
         parameter whose gradient is 0.
         """
         rows = list(self.decided)
+        if not rows:
+            yield
+            return
 
         def held() -> dict[Any, torch.Tensor]:
             state = optimizer.state.get(logits, {})

@@ -42,6 +42,7 @@ class Logits:
             [self.values],
             lr=config.alpha_learning_rate,
             betas=config.alpha_betas or estimator.alpha_betas,
+            fused=True,
         )
         self._detached: torch.Tensor | None = None
 
@@ -76,7 +77,10 @@ class Logits:
         before = self.values.detach().clone()
         with self.freezer.holding(self.optimizer, self.values):
             self.optimizer.step()
-            self.values.data.copy_(self._estimator.settle(before, self.values.detach()))
+            after = self.values.detach()
+            settled = self._estimator.settle(before, after)
+            if settled is not after:
+                after.copy_(settled)
         self.values.grad = self._detached = None
 
     def freeze(self, step: int) -> None:

@@ -24,7 +24,7 @@ class PathSGD:
     """
 
     def __init__(self, recipe: WeightRecipe, supernet: Supernet) -> None:
-        self._supernet = supernet
+        self._recipe, self._supernet = recipe, supernet
         self._sgd = recipe.optimizer(supernet)
         group_of = {p: g for g, group in enumerate(self._sgd.param_groups) for p in group["params"]}
         self._parameters: dict[nn.Module, list[list[nn.Parameter]]] = {}
@@ -35,6 +35,7 @@ class PathSGD:
                 for parameter in operation.parameters():
                     of_operation[group_of[parameter]].append(parameter)
                 self._parameters[operation] = of_operation
+        self._without_momenta = set(self._parameters) if recipe.momentum else set()
 
     def step(self, choices: Sequence[int], rate: float) -> None:
         """Move the weights of a path by their gradients, and clear these.
@@ -49,10 +50,11 @@ class PathSGD:
         for group in groups:
             group["params"] = []
         for operation in self._supernet.operations(choices):
+            if operation in self._without_momenta:
+                self._make_momenta(operation)
             for group, parameters in zip(groups, self._parameters[operation], strict=True):
                 group["params"] += parameters
         try:
-            self._make_momenta()
             self._sgd.step()
             for group in groups:
                 for parameter in group["params"]:
@@ -61,18 +63,20 @@ class PathSGD:
             for group, parameters in zip(groups, everything, strict=True):
                 group["params"] = parameters
 
-    def _make_momenta(self) -> None:
+    def _make_momenta(self, operation: nn.Module) -> None:
         """Zero momenta for weights that learn for the first time.
 
         The fused step makes its own only where none of the weights has any; the first update
         is the same, ``0 + gradient``.
         """
-        state = self._sgd.state
-        for group in self._sgd.param_groups:
-            if group["momentum"] != 0.0:
-                for parameter in group["params"]:
-                    if parameter.grad is not None and not state[parameter]:
-                        state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        state, complete = self._sgd.state, True
+        for parameter in operation.parameters():
+            if parameter.grad is None:
+                complete = False
+            elif "momentum_buffer" not in state[parameter]:
+                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        if complete:
+            self._without_momenta.remove(operation)
 
     def state_dict(self) -> dict[str, Any]:
         """That of `torch.optim.SGD` on all weights of the supernet."""
@@ -81,3 +85,4 @@ class PathSGD:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`'s answer, of which nothing is kept."""
         self._sgd.load_state_dict(copy.deepcopy(dict(state)))
+        self._without_momenta = set(self._parameters) if self._recipe.momentum else set()

@@ -35,10 +35,11 @@ from search_core.logits import Logits
 from search_core.losses import Losses
 from search_core.memory import Rehearsal, explain_out_of_memory
 from search_core.nn.batch_norm import batch_statistics_only
-from search_core.nn.supernet import ALL, Supernet
+from search_core.nn.supernet import Supernet
 from search_core.path_sgd import PathSGD
 from search_core.randomness import stream
 from search_core.space.space import Architecture, SearchSpace
+from search_core.steps import Steps
 from search_core.train import all_finite, fingerprint
 
 
@@ -143,6 +144,8 @@ def run_search(
     logits = Logits(space, config, estimator, prices)
     health = Health(space)
     weights = PathSGD(recipe, supernet)
+    reward = prices.objective_of(space) if prices.needs_reward else None
+    steps = Steps(config, supernet, estimator, weights, reward)
     step, rollbacks = 0, 0
 
     # all state there is; every random draw is a function of (seed, step)
@@ -184,38 +187,20 @@ def run_search(
         with explain_out_of_memory(recipe.batch_size, rehearsal):
             # weights: one path, one forward, one backward
             batch = data.training_batch(seed, step, recipe.batch_size)
+            rate = recipe.rate_at(step) * 0.5**rollbacks
             if searching and estimator.trains_weights:  # and the logits from the same batch
-                estimate = estimator.estimate(
-                    supernet,
-                    p,
-                    batch,
-                    recipe.label_smoothing,
-                    stream(seed, "path", step),
-                    progress=step / config.search_steps,
-                )
-                path = estimate.choices
+                estimate = steps.train_and_search(batch, p, step, rate)
+                losses.add(step, estimate.loss)
             else:
-                path = _weight_path(config, p, step)
-                loss = batch.loss(supernet(batch.images, path), recipe.label_smoothing)
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses.add(step, loss)
-            weights.step(path, recipe.rate_at(step) * 0.5**rollbacks)
+                losses.add(step, steps.train(batch, p, step, rate))
 
             # logits of a two-level method: held-out images, plain cross-entropy
             if searching and held_out is not None and step % config.alpha_every == 0:
-                estimate = estimator.estimate(
-                    supernet,
-                    p,
-                    held_out.plain_batch(seed, step // config.alpha_every, recipe.batch_size),
-                    0.0,
-                    stream(seed, "alpha", step),
-                    progress=step / config.search_steps,
-                    objective=prices.objective_of(space) if prices.needs_reward else None,
-                )
+                turn = step // config.alpha_every
+                batch = held_out.plain_batch(seed, turn, recipe.batch_size)
+                estimate = steps.search(batch, p, step)
         if estimate is not None:
             estimate = logits.priced(estimate, step)
-            if estimator.trains_weights:
-                losses.add(step, estimate.loss)
 
         # anything that is not finite: back to the last checkpoint, at half the rate
         ends = (step + 1) % epoch_steps == 0 or step + 1 == config.search_steps
@@ -228,7 +213,7 @@ def run_search(
                     f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
                 )
             report(Notice("rollback", f"{trouble}; back to {last_good.step}"))
-            step = restore(last_good.read(device))
+            step = restore(last_good.read())
             continue
         if estimate is not None:
             logits.move(estimate)
@@ -257,7 +242,7 @@ def run_search(
             report(CheckpointReady(checkpoint()))
         if should_stop():
             sound = losses.first_not_finite() is None and all_finite(supernet)
-            report(CheckpointReady(checkpoint() if sound else last_good.read(device)))
+            report(CheckpointReady(checkpoint() if sound else last_good.read()))
             raise SearchInterrupted(f"stopped after search step {step}")
 
     p, log_probabilities = logits.probabilities, logits.log_probabilities
@@ -326,13 +311,3 @@ def _trouble(
     if supernet is not None and not all_finite(supernet):
         return f"a weight is not finite at step {step}"
     return None
-
-
-def _weight_path(config: SearchConfig, p: torch.Tensor, step: int) -> tuple[int, ...]:
-    """The path of a step that trains weights only; `ALL` where a slot runs every candidate."""
-    generator = stream(config.seed, "path", step)
-    path = sample_path(p, generator)
-    if step >= config.warmup_steps or not config.operation_warmup:
-        return path
-    together = torch.rand(len(path), generator=generator) < 1.0 - step / config.warmup_steps
-    return tuple(ALL if t else k for t, k in zip(together.tolist(), path, strict=True))

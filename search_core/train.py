@@ -163,7 +163,6 @@ def train_network(
     optimizer = recipe.optimizer(network)
     average = None if recipe.ema_decay is None else _moving_average(network, recipe.ema_decay)
     set_dropout(network, recipe.dropout)
-    device = next(network.parameters()).device
     step, rollbacks = start_step, 0
 
     def checkpoint() -> Checkpoint:
@@ -227,7 +226,7 @@ def train_network(
                         f"at ever lower rates; lower the learning rate of {recipe.learning_rate:g}"
                     )
                 report(Notice("rollback", f"{trouble} at step {step}; back to {last_good.step}"))
-                step = restore(last_good.read(device))
+                step = restore(last_good.read())
                 continue
             metrics: Mapping[str, float] = {"train_loss": train_loss}
             left = remaining_seconds(started, first_step, step, recipe.total_steps)
@@ -235,7 +234,7 @@ def train_network(
             last_good = KeptCheckpoint(checkpoint())
             report(CheckpointReady(checkpoint()))
         if should_stop():
-            report(CheckpointReady(checkpoint() if all_finite(network) else last_good.read(device)))
+            report(CheckpointReady(checkpoint() if all_finite(network) else last_good.read()))
             raise SearchInterrupted(f"stopped after training step {step}")
     if average is not None:
         network.load_state_dict(average.module.state_dict())

@@ -30,8 +30,8 @@ class Paths(Protocol):
         """The operations that a forward pass of `choices` may run."""
         ...
 
-    def final_norms(self, choices: Sequence[int]) -> list[tuple[nn.BatchNorm2d, ...] | None]:
-        """For each slot the BatchNorms that tell its gate's gradient, None where a gate must."""
+    def output_parameters(self, choices: Sequence[int]) -> list[tuple[torch.Tensor, ...] | None]:
+        """For each slot the parameters that tell its gate's gradient, None where none do."""
         ...
 
 
@@ -136,9 +136,7 @@ def sample_path(probabilities: torch.Tensor, generator: torch.Generator) -> tupl
 
 def one_hot(choices: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     """(n_slots, n_candidates) with a 1 at each choice, of the type of `like`."""
-    chosen = torch.zeros_like(like)
-    chosen[torch.arange(len(choices)), torch.tensor(choices)] = 1.0
-    return chosen
+    return torch.zeros_like(like).scatter_(1, torch.tensor(choices)[:, None], 1.0)
 
 
 def centred(probabilities: torch.Tensor, gate_gradients: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from search_core.estimators.base import (
     sample_path,
     undecided,
 )
-from search_core.nn.batch_norm import affine_parameters, gate_gradients
+from search_core.nn.gates import gate_gradients
 
 _BASELINE_DECAY = 0.95
 
@@ -26,7 +26,7 @@ class DSNAS(Stateless):
     """The low-biased single-path estimator (equation 9 of the paper).
 
     A gate of value 1 multiplies the chosen operation's output of each slot; where that output
-    is a BatchNorm's it need not even be there (`gate_costs`). Its gradient
+    is proportional to weights it need not even be there (`gate_costs`). Its gradient
     ``c_l = <dL/dy_l, y_l>`` is the cost of that choice, and the estimate of slot l is
     ``c_l (onehot(s_l) - p_l)``. Exact in expectation where the loss is affine in each
     operation's output, d times the gradient where it is homogeneous of degree d; otherwise
@@ -157,40 +157,58 @@ def gate_costs(
 ) -> tuple[float, torch.Tensor]:
     """One forward and one backward pass of a path, as if with a gate at each slot.
 
-    A gate stands only where its value is not 1, or where the operation's output is not that
-    of a BatchNorm; everywhere else the gradients of the weights tell what it would.
+    A gate really stands only where its value is not 1. Elsewhere the gradients of the weights
+    tell what it would, or, where the output is not proportional to any, a look at it in backward.
 
     Args:
         heights: slot -> value of its gate, and no other slot's cost is asked for; ones, and
             the costs of all slots, when None.
 
     Returns:
-        The loss, and ``c_l = <dL/dy_l, o_l>`` of the slots asked for, (n_slots,) float32 on
-        the CPU: the gradient of its gate. The weights' gradients are left in ``.grad``.
+        The loss, and ``c_l = <dL/dy_l, o_l>`` of the slots asked for, (n_slots,) on the CPU:
+        the gradient of its gate. The weights' gradients are left in ``.grad``.
     """
-    norms = supernet.final_norms(choices) if heights is None else []
-    gated = {slot: 1.0 for slot, told in enumerate(norms) if told is None} | dict(heights or {})
-    gates: list[torch.Tensor | None] = [None] * len(choices)
-    images = batch.images
-    for slot, height in gated.items():
-        gates[slot] = images.new_full((), height, requires_grad=True)
-    owned = [(p, slot) for slot, told in enumerate(norms) for p in affine_parameters(told or ())]
-    parameters, owners = [p for p, _ in owned], [slot for _, slot in owned]
-    earlier = [p.grad for p in parameters]
-    for parameter in parameters:
-        parameter.grad = None
+    if heights is not None:
+        return _costs_at(heights, supernet, choices, batch, label_smoothing)
+    told = supernet.output_parameters(choices)
+    owned = [(w, slot) for slot, of_slot in enumerate(told) for w in of_slot or ()]
+    parameters, owners = [w for w, _ in owned], [slot for _, slot in owned]
+    earlier = [w.grad for w in parameters]
+    for w in parameters:
+        w.grad = None
+    looked_at = [(k,) if told[slot] is None else () for slot, k in enumerate(choices)]
+    gates = batch.images.new_zeros(len(choices), 1 + max(choices), requires_grad=True)
 
-    loss = batch.loss(supernet(images, choices, gates), label_smoothing)
+    scores = supernet(batch.images, choices, gates.unbind(), looked_at)
+    loss = batch.loss(scores, label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
 
     costs = loss.detach().new_zeros(len(choices))
-    gate_gradients(parameters, [p.grad for p in parameters], owners, out=costs)
+    gate_gradients(parameters, [w.grad for w in parameters], owners, out=costs)
+    if gates.grad is not None:
+        costs += gates.grad.sum(dim=1)
+    for w, gradient in zip(parameters, earlier, strict=True):
+        if gradient is not None:  # as autograd does
+            w.grad = gradient if w.grad is None else gradient + w.grad
+    return fetched(loss, costs)
+
+
+def _costs_at(
+    heights: Mapping[int, float],
+    supernet: Paths,
+    choices: tuple[int, ...],
+    batch: Batch,
+    label_smoothing: float,
+) -> tuple[float, torch.Tensor]:
+    gates: list[torch.Tensor | None] = [None] * len(choices)
+    for slot, height in heights.items():
+        gates[slot] = batch.images.new_full((), height, requires_grad=True)
+    loss = batch.loss(supernet(batch.images, choices, gates), label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    costs = loss.detach().new_zeros(len(choices))
     for slot, gate in enumerate(gates):
         if gate is not None and gate.grad is not None:  # None: nothing reads the output
             costs[slot] = gate.grad
-    for parameter, gradient in zip(parameters, earlier, strict=True):
-        if gradient is not None:  # as autograd does
-            parameter.grad = gradient if parameter.grad is None else gradient + parameter.grad
     return fetched(loss, costs)
 
 

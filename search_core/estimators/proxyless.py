@@ -18,11 +18,8 @@ from search_core.estimators.base import (
     undecided,
 )
 from search_core.estimators.dsnas import fetched
-from search_core.nn.batch_norm import (
-    affine_parameters,
-    batch_statistics_only,
-    gate_gradients,
-)
+from search_core.nn.batch_norm import batch_statistics_only
+from search_core.nn.gates import gate_gradients
 
 
 class Proxyless(Stateless):
@@ -134,25 +131,25 @@ def _gate_gradients(
     like: torch.Tensor,
 ) -> tuple[float, torch.Tensor]:
     """The loss, and dL/dg (n_slots, n_candidates) at the compared candidates; no weight learns."""
-    norms = supernet.final_norms(choices)
-    told = {slot for slot, of_slot in enumerate(norms) if of_slot is not None and compared[slot]}
+    parameters = supernet.output_parameters(choices)
+    told = {slot for slot, of_slot in enumerate(parameters) if of_slot is not None}
     wanted = [
         [k for k in of_slot if k != choices[slot] or slot not in told]
         for slot, of_slot in enumerate(compared)
     ]
-    owned = [(p, slot) for slot in told for p in affine_parameters(norms[slot] or ())]
+    owned = [(w, slot) for slot in told if compared[slot] for w in parameters[slot] or ()]
     gates = batch.images.new_zeros(like.shape, requires_grad=True)
     with batch_statistics_only(*supernet.operations(choices)):
         scores = supernet(batch.images, choices, gates.unbind(), wanted)
     loss = batch.loss(scores, label_smoothing)
     found = torch.zeros_like(gates)
     if any(compared):
-        inputs = [gates, *(p for p, _ in owned)]
-        of_gates, *of_norms = torch.autograd.grad(loss, inputs, allow_unused=True)
+        weights, owners = [w for w, _ in owned], [slot for _, slot in owned]
+        of_gates, *of_weights = torch.autograd.grad(loss, [gates, *weights], allow_unused=True)
         if of_gates is not None:
             found += of_gates
         of_chosen = found.new_zeros(len(found))
-        gate_gradients([p for p, _ in owned], of_norms, [slot for _, slot in owned], out=of_chosen)
+        gate_gradients(weights, of_weights, owners, out=of_chosen)
         on_path = one_hot(choices, like).to(found, non_blocking=True)
         found += of_chosen[:, None] * on_path
     value, gradient = fetched(loss, found)

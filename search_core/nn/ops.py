@@ -1,8 +1,9 @@
 """Candidate operations: a `BlockSpec` becomes a module, without its shortcut.
 
-An operation whose output is that of one or more affine BatchNorms, at the most rectified or
-joined along the channels, names them in `final_norms`. They tell what a gate on the output
-would have: see `search_core.nn.gates`.
+An operation whose output is proportional to some of its parameters, taken together, names
+them in `output_parameters`: the scale and shift of an affine BatchNorm at its end, or the
+weight of a convolution there; a ReLU behind them and channels joined to them change nothing.
+They tell the gradient of a gate on the output: see `search_core.nn.gates`.
 """
 
 from collections import OrderedDict
@@ -53,9 +54,10 @@ class ConvBatchNorm(nn.Sequential):
         super().__init__(parts)
 
     @property
-    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
         """See the module; a ReLU6 also clips, so that nothing can be told through it."""
-        return () if isinstance(getattr(self, "act", None), nn.ReLU6) else (self.bn,)
+        clipped = isinstance(getattr(self, "act", None), nn.ReLU6)
+        return () if clipped else (self.bn.weight, self.bn.bias)
 
 
 class ReluConv(nn.Module):
@@ -74,9 +76,9 @@ class ReluConv(nn.Module):
         return normed
 
     @property
-    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
         """See the module."""
-        return (self.bn,)
+        return self.bn.weight, self.bn.bias
 
 
 class MBConv(nn.Sequential):
@@ -111,9 +113,9 @@ class MBConv(nn.Sequential):
         super().__init__(parts)
 
     @property
-    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
         """See the module."""
-        return self.project.final_norms
+        return self.project.output_parameters
 
 
 class ShuffleUnit(nn.Module):
@@ -173,11 +175,11 @@ class ShuffleUnit(nn.Module):
         return torch.cat([passed, self.branch(features)], dim=1)
 
     @property
-    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
         """See the module; channels that pass untouched are the shortcut of this unit."""
-        passing = () if self.splits else self.pass_project.final_norms
+        passing = () if self.splits else self.pass_project.output_parameters
         last: ConvBatchNorm = self.branch[-1]  # type: ignore[assignment]
-        return (*passing, *last.final_norms)
+        return (*passing, *last.output_parameters)
 
 
 class Reduction(nn.Module):
@@ -207,6 +209,7 @@ class PreActivationConv(nn.Sequential):
     A convolution in two groups is followed by a channel shuffle.
     """
 
+    conv: nn.Conv2d
     bn: nn.BatchNorm2d
 
     def __init__(
@@ -235,13 +238,15 @@ class PreActivationConv(nn.Sequential):
         super().__init__(parts)
 
     @property
-    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
         """See the module."""
-        return (self.bn,) if hasattr(self, "bn") else ()
+        return (self.bn.weight, self.bn.bias) if hasattr(self, "bn") else (self.conv.weight,)
 
 
 class SeparableConv(nn.Sequential):
     """BatchNorm, ReLU, depthwise convolution, 1x1 convolution (the leaves of the tree cell)."""
+
+    pointwise: nn.Conv2d
 
     def __init__(
         self,
@@ -272,6 +277,11 @@ class SeparableConv(nn.Sequential):
             )
         )
 
+    @property
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
+        """See the module."""
+        return (self.pointwise.weight,)
+
 
 class BatchNormReLU(nn.Sequential):
     """BatchNorm, then ReLU."""
@@ -284,9 +294,9 @@ class BatchNormReLU(nn.Sequential):
         )
 
     @property
-    def final_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def output_parameters(self) -> tuple[torch.Tensor, ...]:
         """See the module."""
-        return (self.bn,)
+        return self.bn.weight, self.bn.bias
 
 
 class Half(nn.Module):
@@ -323,6 +333,10 @@ class Zero(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Zeros of the shape of `features`."""
         return torch.zeros_like(features)
+
+
+PROPORTIONAL = (nn.Identity, nn.AvgPool2d, nn.MaxPool2d, Half, Padded)
+"""Operations without weights whose output is proportional to their input."""
 
 
 class Classifier(nn.Sequential):

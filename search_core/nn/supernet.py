@@ -1,15 +1,14 @@
 """The single-path supernet: every candidate's weights, one candidate computed per layer."""
 
 import copy
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from search_core.nn.batch_norm import batch_statistics_only
+from search_core.nn.gates import GateGradients
 from search_core.nn.network import Network
-from search_core.nn.ops import BN_EPS_SEARCH, Zero, build_operation, initialise
+from search_core.nn.ops import BN_EPS_SEARCH, PROPORTIONAL, Zero, build_operation, initialise
 from search_core.space.space import Architecture, Layer, SearchSpace
 
 ALL = -1
@@ -34,6 +33,7 @@ class Supernet(nn.Module):
             for layer in space.layers
         )
         self._last_uses = {source: index for index, (source, _) in enumerate(space.edges)}
+        self._of_outputs: dict[tuple[int, int], tuple[torch.Tensor, ...] | None] = {}
         initialise(self, generator)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -56,7 +56,7 @@ class Supernet(nn.Module):
             compared: for each slot the candidates whose gate gradient is wanted. Backward
                 computes the ones that are not on the path anew, without recording them, so
                 that memory stays that of one path; the one that is on it costs keeping its
-                output, which can be had for nothing where `final_norms` tells it.
+                output, which can be had for nothing where `output_parameters` tell it.
 
         Returns:
             (B, n_classes).
@@ -67,29 +67,33 @@ class Supernet(nn.Module):
         ):
             assert isinstance(candidates, nn.ModuleList)
             choice = 0 if layer.slot is None else choices[layer.slot]
+            operation, shortcut = candidates[choice], layer.blocks[choice].has_shortcut
             features = nodes[source] if self._last_uses[source] > index else nodes.pop(source)
+            wanted: Collection[int] = ()
+            if compared is not None and layer.slot is not None:
+                wanted = compared[layer.slot]
+
+            read = features
+            if choice in wanted and isinstance(operation, PROPORTIONAL):
+                # <dL/dy, o(x)> = <dL/dx, x>, and x is kept once for all layers that read it
+                read = _gated(
+                    features, features, features, gates, candidates, layer, choice, (choice,)
+                )
+                wanted = [k for k in wanted if k != choice]
             output: torch.Tensor | None = None  # nothing
             if choice == ALL:
                 output = _mean_output(candidates, features)
-            elif not isinstance(candidates[choice], Zero):
-                output = candidates[choice](features)
+            elif not isinstance(operation, Zero):
+                output = operation(read)
                 if compared is None and gates is not None and layer.slot is not None:
                     gate = gates[layer.slot]
                     output = output if gate is None else output * gate
             chosen = output
-            if layer.blocks[choice].has_shortcut:
+            if shortcut:
                 output = features if output is None else features + output
-            if compared is not None and layer.slot is not None and compared[layer.slot]:
-                assert gates is not None
-                output = _GateGradients.apply(  # type: ignore[no-untyped-call]
-                    torch.zeros_like(features) if output is None else output,
-                    chosen,
-                    features,
-                    gates[layer.slot],
-                    candidates,
-                    choice,
-                    compared[layer.slot],
-                )
+            if wanted:
+                output = torch.zeros_like(features) if output is None else output
+                output = _gated(output, chosen, features, gates, candidates, layer, choice, wanted)
             if target not in nodes:
                 nodes[target] = torch.zeros_like(features) if output is None else output
             elif output is not None:
@@ -104,21 +108,26 @@ class Supernet(nn.Module):
             for operation in _chosen(layer, candidates, choices)
         ]
 
-    def final_norms(self, choices: Sequence[int]) -> list[tuple[nn.BatchNorm2d, ...] | None]:
-        """For each slot the BatchNorms that make the outputs of its chosen operations.
+    def output_parameters(self, choices: Sequence[int]) -> list[tuple[torch.Tensor, ...] | None]:
+        """For each slot the parameters that the outputs of its chosen operations are made of.
 
-        None where something else makes one of them, so that only a gate can tell its cost;
-        empty where the slot computes nothing. See `search_core.nn.ops`.
+        None where some output is not proportional to any, so that only a gate can tell its
+        cost; empty where the slot computes nothing. See `search_core.nn.ops`. Operations are
+        not to be replaced once this was asked.
         """
-        found: list[tuple[nn.BatchNorm2d, ...] | None] = [()] * len(choices)
-        for layer, candidates in zip(self.space.layers, self.layers, strict=True):
-            if layer.slot is None or found[layer.slot] is None:
-                continue
-            (operation,) = _chosen(layer, candidates, choices)
-            norms: tuple[nn.BatchNorm2d, ...] = getattr(operation, "final_norms", ())
-            told = bool(norms) or isinstance(operation, Zero)
-            found[layer.slot] = (*(found[layer.slot] or ()), *norms) if told else None
-        return found
+        return [self._output_parameters(slot, choice) for slot, choice in enumerate(choices)]
+
+    def _output_parameters(self, slot: int, choice: int) -> tuple[torch.Tensor, ...] | None:
+        if (slot, choice) not in self._of_outputs:
+            parameters: tuple[torch.Tensor, ...] | None = ()
+            for layer, candidates in zip(self.space.layers, self.layers, strict=True):
+                if layer.slot == slot and parameters is not None:
+                    (operation,) = _chosen(layer, candidates, {slot: choice})
+                    own: tuple[torch.Tensor, ...] = getattr(operation, "output_parameters", ())
+                    told = bool(own) or isinstance(operation, Zero)
+                    parameters = (*parameters, *own) if told else None
+            self._of_outputs[slot, choice] = parameters
+        return self._of_outputs[slot, choice]
 
     def derive(self, architecture: Architecture) -> Network:
         """The network of `architecture` with a copy of the weights trained here."""
@@ -130,7 +139,9 @@ class Supernet(nn.Module):
         return Network(self.space.graph(architecture), copy.deepcopy(operations))
 
 
-def _chosen(layer: Layer, candidates: nn.Module, choices: Sequence[int]) -> Sequence[nn.Module]:
+def _chosen(
+    layer: Layer, candidates: nn.Module, choices: Sequence[int] | Mapping[int, int]
+) -> Sequence[nn.Module]:
     assert isinstance(candidates, nn.ModuleList)
     choice = 0 if layer.slot is None else choices[layer.slot]
     return list(candidates) if choice == ALL else [candidates[choice]]
@@ -142,40 +153,19 @@ def _mean_output(candidates: nn.ModuleList, features: torch.Tensor) -> torch.Ten
     return total / len(candidates)
 
 
-class _GateGradients(torch.autograd.Function):
-    """The layer's output unchanged; backward gives every compared gate ``<dL/dy, o_k(x)>``.
-
-    ProxylessNAS, equation 4: the gradient of a binary gate is the inner product of the
-    layer's output gradient with that candidate's output, chosen or not. A shortcut beside
-    the operation does not change the former.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        output: torch.Tensor,
-        chosen: torch.Tensor | None,
-        features: torch.Tensor,
-        gates: torch.Tensor,
-        candidates: nn.ModuleList,
-        choice: int,
-        compared: Collection[int],
-    ) -> torch.Tensor:
-        ctx.save_for_backward(features, chosen if choice in compared else None)
-        ctx.candidates, ctx.choice, ctx.compared = candidates, choice, compared
-        ctx.n_gates = len(gates)
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        features, chosen = ctx.saved_tensors
-        gate_gradients = gradient.new_zeros(ctx.n_gates)
-        with torch.no_grad():
-            for k in ctx.compared:
-                operation = ctx.candidates[k]
-                if isinstance(operation, Zero):
-                    continue
-                with batch_statistics_only(operation):
-                    other = chosen if k == ctx.choice else operation(features)
-                gate_gradients[k] = (gradient * other).sum()
-        return gradient, None, None, gate_gradients, None, None, None
+def _gated(
+    output: torch.Tensor,
+    chosen: torch.Tensor | None,
+    features: torch.Tensor,
+    gates: Sequence[torch.Tensor | None] | None,
+    candidates: nn.ModuleList,
+    layer: Layer,
+    choice: int,
+    compared: Collection[int],
+) -> torch.Tensor:
+    assert gates is not None
+    assert layer.slot is not None
+    gated: torch.Tensor = GateGradients.apply(  # type: ignore[no-untyped-call]
+        output, chosen, features, gates[layer.slot], candidates, choice, compared
+    )
+    return gated
