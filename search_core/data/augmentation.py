@@ -6,6 +6,7 @@ no image is touched alone.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +94,9 @@ class Augmentation:
         if self.shift_px:
             images = _shifted(images, self.shift_px, generator)
         if self.flip:
-            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+            mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(
+                images.device, non_blocking=True
+            )
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         if self.crop_scale is not None:
             images = _resized_crop(images, self.crop_scale, self.crop_ratio, generator)
@@ -109,7 +112,7 @@ class Augmentation:
         top = torch.randint(height, (batch,), generator=generator) - self.cutout_px // 2
         left = torch.randint(width, (batch,), generator=generator) - self.cutout_px // 2
         box = _boxes(images, top, left, self.cutout_px, self.cutout_px)
-        return images.masked_fill(box.to(images.device), 0.0)
+        return images.masked_fill(box.to(images.device, non_blocking=True), 0.0)
 
     def mix(self, images: torch.Tensor, generator: torch.Generator) -> Mix | None:
         """Mixup or CutMix of normalised images (B, C, H, W); None where neither is asked for."""
@@ -122,7 +125,7 @@ class Augmentation:
         alpha = self.cutmix_alpha if pasted else self.mixup_alpha
         seed = int(torch.randint(2**62, (), generator=generator))
         weight = float(np.random.default_rng(seed).beta(alpha, alpha))  # torch's takes no generator
-        partners = partners.to(images.device)
+        partners = partners.to(images.device, non_blocking=True)
         if not pasted:
             return Mix(weight * images + (1.0 - weight) * images[partners], partners, weight)
         share = (1.0 - weight) ** 0.5
@@ -131,13 +134,13 @@ class Augmentation:
         left = torch.randint(width, (1,), generator=generator) - box_width // 2
         box = _boxes(images, top, left, box_height, box_width)  # (1, 1, H, W)
         weight = 1.0 - box.sum().item() / (height * width)  # clipped at the border
-        pasted_in = torch.where(box.to(images.device), images[partners], images)
+        pasted_in = torch.where(box.to(images.device, non_blocking=True), images[partners], images)
         return Mix(pasted_in, partners, weight)
 
     def _jittered(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         reach = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue])
         drawn = 2.0 * torch.rand(4, len(images), generator=generator) - 1.0  # (4, B)
-        drawn = (drawn * reach[:, None]).to(images.device)
+        drawn = (drawn * reach[:, None]).to(images.device, non_blocking=True)
         factors = (1.0 + drawn[:3]).clamp_min(0.0)[:, :, None, None, None]  # (3, B, 1, 1, 1)
         images = images.float().contiguous()  # channels last would broadcast over three values
         if self.brightness:
@@ -157,7 +160,7 @@ def _shifted(images: torch.Tensor, reach: int, generator: torch.Generator) -> to
     batch, _, height, width = images.shape
     padded = pad(images, (reach, reach, reach, reach))
     shifts = torch.randint(0, 2 * reach + 1, (2, batch, 1), generator=generator)[:, :, 0]
-    down, right = shifts.to(images.device)
+    down, right = shifts.to(images.device, non_blocking=True)
     # (B, C, 2 reach + 1, 2 reach + 1, H, W), a view
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(batch, device=images.device), :, down, right]
@@ -190,7 +193,9 @@ def _resized_crop(
     transform[:, 0, 2] = (2.0 * place[0] - 1.0) * (1.0 - across)
     transform[:, 1, 2] = (2.0 * place[1] - 1.0) * (1.0 - down)
     grid = affine_grid(
-        transform.to(images.device), [batch, channels, height, width], align_corners=False
+        transform.to(images.device, non_blocking=True),
+        [batch, channels, height, width],
+        align_corners=False,
     )
     return grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
@@ -211,7 +216,7 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
     """Luminance (B, 1, H, W); of a grey image, itself."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor(_GREY, device=images.device).view(1, 3, 1, 1)
+    weights = _channels(_GREY, images.device)
     return (images * weights).sum(dim=1, keepdim=True)
 
 
@@ -228,6 +233,12 @@ def _turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     )  # sixths of the circle
     hue = hue + 6.0 * turns[:, None, None]
     # channel = value - span * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6, n = 5, 3, 1
-    offsets = torch.tensor((5.0, 3.0, 1.0), device=images.device).view(1, 3, 1, 1)
+    offsets = _channels((5.0, 3.0, 1.0), images.device)
     k = (offsets + hue[:, None]) % 6.0
     return largest[:, None] - span[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
+
+
+@lru_cache(maxsize=8)
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, C, 1, 1); kept, since moving it makes the host wait."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)

@@ -206,14 +206,13 @@ class ImageDataset:
 
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         """The augmented batch that `step` of a run with this seed trains on."""
-        rows = rows_of_step(self, "order", seed, step, batch_size).to(self.train_labels.device)
+        rows = self._rows("order", seed, step, batch_size)
         images, labels = self.train_images[rows], self.train_labels[rows]
         return augmented_batch(self, images, labels, stream(seed, "augment", step))
 
     def plain_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         """Training images as they are, in an order of their own."""
-        rows = rows_of_step(self, "plain order", seed, step, batch_size)
-        rows = rows.to(self.train_labels.device)
+        rows = self._rows("plain order", seed, step, batch_size)
         return Batch(self.normalise(self.train_images[rows]), self.train_labels[rows])
 
     def train_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -252,6 +251,10 @@ class ImageDataset:
             test_images=self.test_images.to(device),
             test_labels=self.test_labels.to(device),
         )
+
+    def _rows(self, purpose: str, seed: int, step: int, batch_size: int) -> torch.Tensor:
+        rows = rows_of_step(self, purpose, seed, step, batch_size)
+        return rows.to(self.train_labels.device, non_blocking=True)
 
     def _batches(
         self, images: torch.Tensor, labels: torch.Tensor, batch_size: int
@@ -302,10 +305,16 @@ def normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     """Pixels (B, C, H, W) as float32, less `mean` and over `std`, channels last in memory."""
     batch, channels, height, width = images.shape
     # one long row a line of pixels: broadcasting over three channels is ten times slower
-    rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
-    offset = torch.tensor(mean, device=images.device).repeat(width)
-    scale = torch.tensor(std, device=images.device).repeat(width)
-    return ((rows - offset) / scale).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    offset, scale = (_row(tuple(values), width, images.device) for values in (mean, std))
+    pixels = (rows.float() if rows.dtype == torch.uint8 else rows.clone()).sub_(offset).div_(scale)
+    return pixels.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=32)
+def _row(values: tuple[float, ...], width: int, device: torch.device) -> torch.Tensor:
+    """One value a channel, for a line of pixels; kept, since moving it makes the host wait."""
+    return torch.tensor(values, device=device).repeat(width)
 
 
 def stratified(labels: torch.Tensor, held_out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,7 +156,8 @@ class StreamedDataset:
                 future.cancel()
         images = torch.from_numpy(np.stack([future.result() for future in futures]))
         labels = torch.from_numpy(self.train.files.labels)[self._rows(address)]
-        return images.permute(0, 3, 1, 2).to(self.device), labels.to(self.device)
+        images = images.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+        return images, labels.to(self.device, non_blocking=True)
 
     def _begin(self, address: _Address) -> list[Future[Pixels]]:
         files = self.train.files.files
