@@ -31,6 +31,10 @@ from search_core.nn.network import Network
 from search_core.randomness import stream
 
 
+_FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
+"""Devices on which one kernel can take the whole step of the optimiser."""
+
+
 @dataclass(frozen=True)
 class WeightRecipe:
     """How weights are trained; the search and what follows it share one schedule.
@@ -90,7 +94,7 @@ class WeightRecipe:
         return 0.5 * self.learning_rate * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     def optimizer(self, module: nn.Module) -> torch.optim.SGD:
-        """SGD with momentum, fused; weights whose gradient is None are left alone."""
+        """SGD with momentum; weights whose gradient is None are left alone."""
         decayed = [p for p in module.parameters() if p.ndim > 1]
         plain = [p for p in module.parameters() if p.ndim <= 1]
         groups = [
@@ -102,7 +106,7 @@ class WeightRecipe:
             lr=self.learning_rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            fused=True,
+            fused=all(p.device.type in _FUSED for p in module.parameters()),
         )
 
 

@@ -50,7 +50,7 @@ class Reinforce(Stateless):
                     scores = supernet(batch.images, path)  # (B, n_classes)
                 right = (scores.argmax(dim=1) == batch.labels).to(scores).mean()
                 outcomes.append(torch.stack([batch.loss(scores, label_smoothing), right]))
-        losses, rights = torch.stack(outcomes, dim=1).tolist()  # one transfer
+        losses, rights = torch.stack(outcomes, dim=1).cpu().tolist()
         values = losses
         if objective is not None:
             values = [objective(*one) for one in zip(paths, losses, rights, strict=True)]
