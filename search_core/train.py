@@ -30,7 +30,6 @@ from search_core.memory import explain_out_of_memory
 from search_core.nn.network import Network
 from search_core.randomness import stream
 
-
 _FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
 """Devices on which one kernel can take the whole step of the optimiser."""
 

@@ -14,6 +14,7 @@ from service.db.database import Database
 from service.db.migrate import migrate
 from service.dependencies import CurrentDatabase
 from service.latency_models.routes import router as latency_models
+from service.machines.routes import router as machines
 from service.measurements.routes import router as measurements
 from service.middleware import BodyLimit, RequestId
 from service.problems import install_error_handlers
@@ -52,7 +53,16 @@ def create_app(settings: Settings) -> FastAPI:
     install_error_handlers(app)
 
     v1 = APIRouter(prefix="/v1")
-    for router in (searches, targets, agents, measurements, latency_models, spaces, keys):
+    for router in (
+        searches,
+        targets,
+        agents,
+        measurements,
+        latency_models,
+        machines,
+        spaces,
+        keys,
+    ):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(searches, include_in_schema=False)  # POST /searches, as in the brief

@@ -27,6 +27,10 @@ class Settings(BaseSettings):
         default=None, description="Folder with one folder a data set; none: `datasets` in `home`."
     )
     attempt_threads: int = Field(default=0, ge=0, description="Torch threads; 0: every core.")
+    calibrate: bool = Field(
+        default=True, description="A worker times its machine once, so that effort can be told."
+    )
+    calibration_seconds: float = Field(default=5.0, gt=0, description="Of timing blocks.")
     log_level: str = "INFO"
 
     @property

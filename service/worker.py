@@ -19,6 +19,7 @@ from service.jobs import repository as jobs
 from service.jobs.launchers.base import EXIT_HANDED_BACK, Handle, Launcher
 from service.jobs.models import Job
 from service.jobs.repository import Claim
+from service.machines.introduction import introduce
 from service.searches.lifecycle import SEARCH_JOB, attempt_lost
 from service.settings import Settings
 from service.telemetry import logger
@@ -48,8 +49,13 @@ class Worker:
     def run(self) -> None:
         """Work until `stop`."""
         _log.info("worker started", worker=self._name)
+        introduced = False
         while not self._stop.is_set():
             try:
+                if not introduced:
+                    introduce(self._settings, self._database, self._stop)
+                    introduced = True
+                    continue
                 claim = self._claim()
                 if claim is not None:
                     self._attempt(claim)

@@ -465,6 +465,31 @@ def api_on_both(request, new_store, tmp_path_factory):
         yield served
 
 
+@pytest.fixture(scope="session")
+def new_profile() -> Callable:
+    """`new_profile(threads=2)`: what a made-up machine needs for training."""
+    from search_core.effort import UNITS, MachineProfile
+
+    def make(unit_seconds: float = 1e-9, **changes: object):
+        coefficients = {a: dict.fromkeys(units, unit_seconds) for a, units in UNITS.items()}
+        coefficients["kept bytes"] = dict.fromkeys(UNITS["kept bytes"], 1.0)
+        facts = {
+            "device": "cpu",
+            "name": "a formula",
+            "threads": 1,
+            "torch": "2",
+            "coefficients": coefficients,
+            "start_up_seconds": 2.0,
+            "set_up_seconds": 1.0,
+            "byte_seconds": 0.0,
+            "base_bytes": 300 * 2**20,
+            "error": 0.1,
+        }
+        return MachineProfile(**{**facts, **changes})
+
+    return make
+
+
 @pytest.fixture(name="eventually", scope="session")
 def eventually_fixture() -> Callable:
     """`eventually(found, otherwise)`: polls until `found()` is true, and fails in the end."""
@@ -477,4 +502,5 @@ def _no_settings_from_outside() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("TAILOR_")]:
             patch.delenv(name)
+        patch.setenv("TAILOR_CALIBRATE", "false")  # 15 s for each worker; see test_machines.py
         yield

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,13 @@ import typer
 from rich.console import Console
 
 from service.cli.connection import EXIT_STATUS, key_path, ms, print_json, saved_key
-from service.cli.progress import PhaseLines, follow_events, result_table
+from service.cli.progress import (
+    PhaseLines,
+    duration,
+    follow_events,
+    result_table,
+    taken_seconds,
+)
 from service.client.client import Client
 from service.client.errors import ApiError, TailorClientError
 from service.latency_models.schemas import LatencyModelRead
@@ -32,6 +39,7 @@ _BUDGET_IN_BAND = 0.5
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.2
+_CALIBRATION_SECONDS = 180.0
 
 
 class DemoError(TailorClientError):
@@ -73,6 +81,12 @@ def demo(
         if found.files:
             folder = Path(found.files[0]).parent
             console.print(f"Files, with their hashes in the manifest: {folder}", soft_wrap=True)
+        if found.search.feasibility is not None and found.search.feasibility.effort is not None:
+            predicted = found.search.feasibility.effort.seconds
+            console.print(
+                f"The search took {taken_seconds(found.search):.0f} s; "
+                f"{predicted:.0f} s were predicted before it started."
+            )
         console.print(f"Done in {seconds:.0f} s; nothing is left running.")
     raise typer.Exit(EXIT_STATUS[found.search.status])
 
@@ -99,7 +113,8 @@ def _run(
         }
         lines.begin("asking what the CPU can do")
         feasible = client.preflight(**spec)
-        lines.end(f"{feasible.fastest_ms:.4f} .. {ms(feasible.slowest_ms)}")
+        effort = f", {duration(feasible.effort.seconds)}" if feasible.effort else ""
+        lines.end(f"{feasible.fastest_ms:.4f}-{ms(feasible.slowest_ms)}{effort}")
         search_id = client.create_search(**spec).id
         follow_events(client, search_id, lines, on_quiet=check)
         search = client.search(search_id)
@@ -154,10 +169,15 @@ def _installation(
     agent_id = None
     client = None
     try:
-        lines.begin("starting API, worker, agent")
+        lines.begin("starting API and worker")
         url, key = _address(spawn("api", "api", "--port", "0"), logs / "api.log", home)
         client = Client(url, key)
+        spawned_at = datetime.now(UTC)
         spawn("worker", "worker")
+        lines.end(url)
+        if settings.calibrate:  # before there is an agent: each would disturb the other
+            _await_calibration(client, spawned_at, lines, check)
+        lines.begin("starting the agent")
         code = client.create_enrolment_code().code
         state = str(home / "agent")
         enrolled = spawn("enrol", "agent", "enrol", code, "--url", url, "--state", state, "--json")
@@ -166,7 +186,7 @@ def _installation(
         agent = client.agents()[0]
         agent_id = agent.id
         spawn("agent", "agent", "run", "--state", state)
-        lines.end(url)
+        lines.end()
         yield client, agent.target_id, check
     finally:
         if client is not None:
@@ -174,6 +194,22 @@ def _installation(
                 client.revoke_agent(agent_id)
             client.close()
         _stop(list(processes.values()))
+
+
+def _await_calibration(
+    client: Client, since: datetime, lines: PhaseLines, check: Callable[[], None]
+) -> None:
+    """Wait until the worker has made its machine known, or go on without."""
+    lines.begin("timing this worker's training")
+    deadline = time.monotonic() + _CALIBRATION_SECONDS
+    while time.monotonic() < deadline:
+        check()
+        known = [machine for machine in client.machines() if machine.seen_at >= since]
+        if known:
+            lines.end(f"{known[0].threads} thread(s), {known[0].error:.0%} error a block")
+            return
+        time.sleep(_POLL_SECONDS)
+    lines.end("no answer; see the worker's log")
 
 
 def _address(process: subprocess.Popen[bytes], log: Path, home: Path) -> tuple[str, str]:
@@ -244,6 +280,7 @@ def _document(found: _Found, seconds: float) -> dict[str, Any]:
     result = search.result
     network = result.network if result else None
     baseline = result.random_baseline if result else None
+    effort = search.feasibility.effort if search.feasibility else None
     return {
         "status": search.status,
         "budget_ms": search.spec.latency_budget_ms,
@@ -256,6 +293,8 @@ def _document(found: _Found, seconds: float) -> dict[str, Any]:
         "fastest_ms": model.fastest_ms,
         "slowest_ms": model.slowest_ms,
         "seconds_by_phase": search.seconds_by_phase,
+        "predicted_seconds": effort.seconds if effort else None,
+        "predicted_seconds_by_phase": effort.seconds_by_phase if effort else None,
         "files": found.files,
         "search": search.model_dump(mode="json"),
     }

@@ -7,9 +7,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from service.client.client import Client
-from service.searches.schemas import NetworkResult, SearchRead
+from service.searches.schemas import EffortRead, NetworkResult, SearchRead
 
 _PHASES = {
+    "starting": "starting the attempt",
     "awaiting_measurements": "waiting for measurements",
     "waiting_for_worker": "waiting for a worker",
     "searching": "searching with DSNAS",
@@ -117,11 +118,59 @@ def result_table(search: SearchRead) -> Table:
     found, random = search.result.network, search.result.random_baseline
     for name, cell in _CELLS.items():
         table.add_row(name, cell(found), cell(random) if random else "")
-    seconds = sum(search.seconds_by_phase.values())
-    phases = ", ".join(f"{k} {v:.0f}" for k, v in search.seconds_by_phase.items() if v >= 0.5)
     table.add_section()
-    table.add_row("seconds", f"{seconds:.0f} in all", phases)
+    table.add_row(
+        "seconds", f"{taken_seconds(search):.0f} in all", _phases(search.seconds_by_phase)
+    )
+    if search.feasibility is not None and search.feasibility.effort is not None:
+        expected = search.feasibility.effort
+        table.add_row(
+            "seconds predicted", f"{expected.seconds:.0f} in all", _phases(expected.seconds_by_phase)
+        )
     return table
+
+
+def taken_seconds(search: SearchRead) -> float:
+    """What a search has taken so far, waiting included."""
+    return sum(search.seconds_by_phase.values())
+
+
+def _phases(seconds_by_phase: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:.0f}" for k, v in seconds_by_phase.items() if v >= 0.5)
+
+
+def effort_table(effort: EffortRead) -> Table:
+    """What a search is expected to cost, for people."""
+    table = Table(title="expected, once a worker is free", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for phase, seconds in effort.seconds_by_phase.items():
+        table.add_row(_PHASES.get(phase, phase), duration(seconds))
+    table.add_section()
+    table.add_row("in all", duration(effort.seconds))
+    table.add_row("GPU-hours", f"{effort.gpu_hours:.3g}")
+    table.add_row("core-hours", f"{effort.core_hours:.3g}")
+    table.add_row("memory", f"{effort.memory_bytes / 2**20:,.0f} MiB")
+    table.add_section()
+    table.add_row("machine", f"{effort.machine_name}, {effort.threads} thread(s)")
+    table.add_row("from", _basis(effort))
+    return table
+
+
+def _basis(effort: EffortRead) -> str:
+    if effort.basis == "model":
+        return "the machine's profile"
+    return f"its profile and {effort.earlier_searches} earlier search(es)"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``8.4 s``, ``12 min 30 s``, ``5 h 12 min``."""
+    if seconds < 60.0:
+        return f"{seconds:.1f} s" if seconds < 10.0 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _measured(network: NetworkResult) -> str:

@@ -17,7 +17,7 @@ from service.cli.connection import (
     print_json,
     print_table,
 )
-from service.cli.progress import follow_search, result_table
+from service.cli.progress import effort_table, follow_search, result_table
 from service.searches.schemas import SearchRead
 
 app = typer.Typer(help="Searches: a budget in, a measured network out.", no_args_is_help=True)
@@ -26,6 +26,10 @@ Target = Annotated[str, typer.Option(help="Id of the target, tgt_...")]
 Budget = Annotated[float, typer.Option(help="Upper bound of the measured median, in ms.")]
 Space = Annotated[str, typer.Option(help="Search space.")]
 Dataset = Annotated[str, typer.Option(help="Data set.")]
+Epochs = Annotated[int, typer.Option(help="Search and training together.")]
+Algorithm = Annotated[
+    str, typer.Option(help="dsnas, dsnas_paired, proxyless, reinforce, ... (see the API).")
+]
 
 
 @app.command()
@@ -34,10 +38,8 @@ def create(
     budget_ms: Budget,
     space: Space = "micro",
     dataset: Dataset = "digits",
-    epochs: Annotated[int, typer.Option(help="Search and training together.")] = 24,
-    algorithm: Annotated[
-        str, typer.Option(help="dsnas, dsnas_paired, proxyless, reinforce, ... (see the API).")
-    ] = "dsnas",
+    epochs: Epochs = 24,
+    algorithm: Algorithm = "dsnas",
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     follow: Annotated[bool, typer.Option(help="Show progress until it ends.")] = False,
     url: Url = DEFAULT_URL,
@@ -68,14 +70,21 @@ def preflight(
     budget_ms: Budget,
     space: Space = "micro",
     dataset: Dataset = "digits",
+    epochs: Epochs = 24,
+    algorithm: Algorithm = "dsnas",
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     json: Json = False,
 ) -> None:
-    """Say which budgets the target can meet, before anything is paid for."""
+    """Say which budgets the target can meet and what the search will cost, before it starts."""
     with connect(url, api_key) as client:
         found = client.preflight(
-            target=target, latency_budget_ms=budget_ms, search_space=space, dataset=dataset
+            target=target,
+            latency_budget_ms=budget_ms,
+            search_space=space,
+            dataset=dataset,
+            epochs=epochs,
+            algorithm=algorithm,
         )
     if json:
         return print_json(found)
@@ -91,6 +100,10 @@ def preflight(
             )
         ],
     )
+    if found.effort is not None:
+        Console().print(effort_table(found.effort))
+    elif found.no_effort is not None:
+        Console().print(f"Time and memory are not known. {found.no_effort.text}", soft_wrap=True)
     return None
 
 

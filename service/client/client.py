@@ -14,6 +14,7 @@ from service.agents.schemas import AgentRead, EnrolmentCodeCreated
 from service.auth.schemas import KeyCreated, KeyRead
 from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
 from service.latency_models.schemas import LatencyModelRead
+from service.machines.schemas import MachineRead
 from service.measurements.schemas import KitRead
 from service.schemas import Page
 from service.searches.schemas import (
@@ -99,6 +100,10 @@ class Client:
         models = self.latency_models(target)
         return next((m for m in models if m.active and m.search_space == search_space), None)
 
+    def machines(self) -> list[MachineRead]:
+        """The machines that have run workers, newest first."""
+        return list(self._pages("/v1/machines", MachineRead))
+
     def search_spaces(self) -> list[SpaceRead]:
         """Every search space."""
         return self._get("/v1/search-spaces", SpaceList).items
@@ -106,7 +111,7 @@ class Client:
     # -- searches ----------------------------------------------------------------------
 
     def preflight(self, **spec: Any) -> Feasibility:
-        """Which budgets can be met, before anything is paid for; see `SearchCreate`."""
+        """Which budgets can be met and at what effort; see `SearchCreate` for the fields."""
         response = self._request("POST", "/v1/searches", json=spec, params={"dry_run": True})
         return Feasibility.model_validate(response.json())
 

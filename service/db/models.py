@@ -5,6 +5,7 @@ from service.auth.models import ApiKey
 from service.db.base import Base
 from service.jobs.models import Job, JobAttempt
 from service.latency_models.models import LatencyModel
+from service.machines.models import Machine
 from service.measurements.models import Kit, Measurement, MeasurementTask, UploadedBatch
 from service.searches.models import Search, SearchArtifact, SearchEvent
 from service.targets.models import Target
@@ -18,6 +19,7 @@ __all__ = [
     "JobAttempt",
     "Kit",
     "LatencyModel",
+    "Machine",
     "Measurement",
     "MeasurementTask",
     "Search",

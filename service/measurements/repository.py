@@ -71,6 +71,21 @@ def add_task(
     return task
 
 
+def finishing_times(session: Session, target_id: str, limit: int = 64) -> Sequence[datetime]:
+    """When the latest measured tasks of a target's kits ended, newest first."""
+    times = session.scalars(
+        select(MeasurementTask.finished_at)
+        .where(
+            MeasurementTask.target_id == target_id,
+            MeasurementTask.kit_id.is_not(None),
+            MeasurementTask.status == "done",
+        )
+        .order_by(MeasurementTask.finished_at.desc())
+        .limit(limit)
+    ).all()
+    return [time for time in times if time is not None]
+
+
 def lease_tasks(
     session: Session, target_id: str, agent_id: str, limit: int, lease_seconds: float
 ) -> Sequence[MeasurementTask]:

@@ -18,9 +18,10 @@ from service.jobs import repository as jobs
 from service.latency_models.repository import active_model
 from service.measurements.kits import ensure_kit
 from service.measurements.repository import cancel_tasks, find_kit, kit_progress
+from service.searches.effort import expected_effort
 from service.searches.models import Search
 from service.searches.repository import append_event, find_by_idempotency_key, get_search
-from service.searches.schemas import TERMINAL, Feasibility, SearchCreate
+from service.searches.schemas import TERMINAL, Feasibility, NoEffort, SearchCreate
 from service.settings import Settings
 from service.spaces.catalogue import searchable_space
 from service.targets.repository import named_target
@@ -34,7 +35,7 @@ def model_key(target_id: str, space_digest: str) -> str:
 
 
 def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasibility:
-    """Which budgets the target can meet, before anything is paid for.
+    """Which budgets the target can meet, and what the search costs, before anything is paid for.
 
     Raises:
         InvalidRequestError: unknown target or data set, or images that do not fit the space.
@@ -43,10 +44,22 @@ def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasi
     space = searchable_space(spec.search_space)
     target = named_target(session, spec.target)
     _check_dataset(spec, space)
-    online = n_online(session, target.id, settings.agent_offline_seconds)
-    row = active_model(session, target.id, space.digest)
+    feasibility = _feasibility(session, spec, space, target.id)
+    feasibility.agents_online = n_online(session, target.id, settings.agent_offline_seconds)
+    found = expected_effort(session, spec, space, feasibility.missing_measurements)
+    if isinstance(found, NoEffort):
+        feasibility.no_effort = found
+    else:
+        feasibility.effort = found
+    return feasibility
+
+
+def _feasibility(
+    session: Session, spec: SearchCreate, space: SearchSpace, target_id: str
+) -> Feasibility:
+    row = active_model(session, target_id, space.digest)
     if row is None:
-        kit = find_kit(session, target.id, space.digest)
+        kit = find_kit(session, target_id, space.digest)
         done = kit_progress(session, kit.id).get("done", 0) if kit else 0
         return Feasibility(
             feasible=None,
@@ -55,7 +68,7 @@ def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasi
             latency_model=None,
             margin=None,
             missing_measurements=len(plan_kit(space)) - done,
-            agents_online=online,
+            agents_online=0,
         )
     model = NetworkLatencyModel.from_document(row.document)
     fastest_ms, slowest_ms = model.band_ms
@@ -66,7 +79,7 @@ def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasi
         latency_model=row.id,
         margin=model.margin,
         missing_measurements=0,
-        agents_online=online,
+        agents_online=0,
     )
 
 
@@ -121,7 +134,7 @@ def create(
         status="queued",
         phase="waiting_for_worker" if measured else "awaiting_measurements",
         phase_since=now,
-        feasibility=feasibility.model_dump() if measured else None,
+        feasibility=feasibility.model_dump(),
         seconds_by_phase={},
         latency_model_id=feasibility.latency_model,
         created_at=now,

@@ -10,6 +10,7 @@ from service.db.base import utc_now
 from service.errors import NotFoundError
 from service.jobs.models import Job
 from service.searches.models import Search, SearchArtifact, SearchEvent
+from service.searches.schemas import SearchCreate
 
 
 def get_search(session: Session, search_id: str, *, lock: bool = False) -> Search:
@@ -41,6 +42,21 @@ def list_searches(
     if cursor:
         statement = statement.where(Search.id < cursor)
     return session.scalars(statement).all()
+
+
+def alike_succeeded(session: Session, spec: SearchCreate, limit: int) -> Sequence[Search]:
+    """The latest searches of the same space, data and algorithm whose first attempt succeeded."""
+    alike = [
+        Search.spec[name].as_string() == getattr(spec, name)
+        for name in ("search_space", "dataset", "algorithm")
+    ]
+    return session.scalars(
+        select(Search)
+        .join(Job, Job.subject_id == Search.id)
+        .where(Search.status == "succeeded", Job.attempt == 1, *alike)
+        .order_by(Search.finished_at.desc(), Search.id.desc())
+        .limit(limit)
+    ).all()
 
 
 def waiting_for(session: Session, blocked_on: str) -> Sequence[Search]:

@@ -52,8 +52,33 @@ class SearchCreate(Request):
     random_baseline: bool = True
 
 
+class EffortRead(Resource):
+    """What a search is expected to cost, from the moment that a worker is free for it."""
+
+    seconds: float
+    seconds_by_phase: dict[str, float] = Field(description="`starting`, then as a search's own.")
+    gpu_hours: float = Field(description="0 where attempts train on a CPU.")
+    core_hours: float
+    memory_bytes: int = Field(description="Resident, of the attempt at its worst moment.")
+    machine: str
+    machine_name: str
+    device: str
+    threads: int
+    basis: Literal["model", "history"] = Field(
+        description="`history`: corrected by earlier searches of this space, data and algorithm."
+    )
+    earlier_searches: int
+
+
+class NoEffort(Resource):
+    """Why nothing can be said of a search's cost, and what to do about it."""
+
+    code: str
+    text: str
+
+
 class Feasibility(Resource):
-    """Which budgets can be met on the target, and what the one asked for means."""
+    """Which budgets can be met on the target, and what the one asked for means and costs."""
 
     object: Literal["feasibility"] = "feasibility"
     feasible: bool | None = Field(description="None until the target has been measured.")
@@ -63,6 +88,8 @@ class Feasibility(Resource):
     margin: float | None
     missing_measurements: int
     agents_online: int
+    effort: EffortRead | None = None
+    no_effort: NoEffort | None = Field(default=None, description="Why there is no `effort`.")
 
 
 class Progress(Resource):

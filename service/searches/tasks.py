@@ -17,6 +17,7 @@ from predictor.kits import network_subject
 from predictor.latency_term import LatencyTerm
 from predictor.network import NetworkLatencyModel
 from search_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from search_core.config import SearchConfig
 from search_core.constraint import AugmentedLagrangian, Constraint, Observed
 from search_core.data.dataset import Dataset
 from search_core.data.load import load_dataset
@@ -37,7 +38,7 @@ from search_core.export import (
 )
 from search_core.nn.network import Network
 from search_core.randomness import stream
-from search_core.search import SearchConfig, SearchResult, run_search
+from search_core.search import SearchResult, run_search
 from search_core.space.presets import get_space
 from search_core.space.space import Architecture, SearchSpace
 from search_core.train import WeightRecipe, accuracy, recalibrate_batch_norm, train_network
@@ -51,6 +52,7 @@ from service.searches.lifecycle import end, enter_phase, start
 from service.searches.measuring import NotMeasurableError, Stopwatch
 from service.searches.models import SearchArtifact
 from service.searches.repository import append_event, get_search
+from service.searches.schedule import BATCH_SIZE, Schedule
 from service.searches.schemas import SearchCreate
 from service.version import VERSION
 
@@ -169,24 +171,21 @@ class _Attempt:
         self._publish(trained, measured, baseline, found)
 
     def _search_config(self) -> SearchConfig:
-        """A third of the epochs search, as DSNAS's 80 of 240; the child goes on with the rest."""
-        batch_size = 32
-        epoch_steps = self.data.steps_per_epoch(batch_size)
-        search_steps = max(2, self.spec.epochs // 3) * epoch_steps
+        schedule = Schedule.of(self.spec.epochs, self.data.steps_per_epoch(BATCH_SIZE))
         recipe = WeightRecipe(
-            total_steps=self.spec.epochs * epoch_steps,
-            warmup_steps=2 * epoch_steps,
-            batch_size=batch_size,
+            total_steps=schedule.total_steps,
+            warmup_steps=schedule.rising_steps,
+            batch_size=BATCH_SIZE,
             learning_rate=0.05,
         )
         return SearchConfig(
             recipe=recipe,
-            search_steps=search_steps,
-            warmup_steps=max(1, self.spec.epochs // 10) * epoch_steps,
+            search_steps=schedule.search_steps,
+            warmup_steps=schedule.warmup_steps,
             seed=self.spec.seed,
             estimator=self.spec.algorithm,
             # the logits must be able to travel as far in a short search as in a long one
-            alpha_learning_rate=max(1e-3, 44.0 / search_steps),
+            alpha_learning_rate=max(1e-3, 44.0 / schedule.search_steps),
         )
 
     def _latency_constraint(self) -> Constraint:

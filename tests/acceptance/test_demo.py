@@ -22,7 +22,7 @@ MAX_SECONDS = 900  # not the promise (that is a benchmark's), only an end to wai
 def run_demo(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "service.cli", "demo", "--json", *arguments],
-        env={**os.environ, "TAILOR_HOME": str(home)},
+        env={**os.environ, "TAILOR_HOME": str(home), "TAILOR_CALIBRATE": "true"},
         capture_output=True,
         text=True,
         timeout=MAX_SECONDS,
@@ -68,6 +68,18 @@ def test_the_demo_keeps_the_promise(document):
     assert document["fastest_ms"] < document["budget_ms"] < document["slowest_ms"]
     assert document["test_accuracy"] >= 0.93
     assert document["random_baseline_accuracy"] is not None
+
+
+@pytest.mark.slow
+def test_the_demo_tells_the_effort_before_the_search(document):
+    assert document["predicted_seconds"] == pytest.approx(
+        sum(document["predicted_seconds_by_phase"].values())
+    )
+    phases = {"searching", "deriving", "training", "verifying", "comparing"}
+    assert phases <= set(document["predicted_seconds_by_phase"])
+    effort = document["search"]["feasibility"]["effort"]
+    assert (effort["gpu_hours"], effort["basis"]) == (0.0, "model")
+    assert effort["memory_bytes"] > 0
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from service.cli.main import main
+from service.cli.progress import duration
+from service.machines.repository import keep_profile
 from service.version import VERSION
 
 
@@ -110,6 +112,37 @@ def test_preflight_tells_the_band(tailor, tailor_json, measured):
 def test_preflight_of_an_unmeasured_target_is_unknown(tailor, api):
     words = ("--target", api.enrol_new_target().target_id, "--budget-ms", 0.03)
     assert "unknown" in tailor("search", "preflight", *words).out
+
+
+def test_preflight_tells_the_effort_or_why_it_cannot(tailor, tailor_json, serve, new_profile):
+    with serve() as api:
+        device = api.enrol_measured()
+        words = ("search", "preflight", "--target", device.target_id, "--budget-ms", 0.03)
+        words = (*words, "--url", api.url, "--api-key", api.admin_key)
+        assert "tailor worker" in tailor(*words).out
+        with api.database.transaction() as session:
+            keep_profile(session, "here", "workshop", new_profile())
+        out = tailor(*words).out
+        for told in ("GPU-hours", "core-hours", "MiB", "workshop", "training the child on"):
+            assert told in out
+        short = tailor_json(*words, "--epochs", 8)["effort"]
+        long = tailor_json(*words, "--epochs", 80, "--algorithm", "dsnas_paired")["effort"]
+        assert short["seconds"] < long["seconds"]
+
+
+def test_machines_are_listed(tailor, tailor_json, api, new_profile):
+    with api.database.transaction() as session:
+        machine = keep_profile(session, "here", "workshop", new_profile()).id
+    assert [m["id"] for m in tailor_json("machines", "list")] == [machine]
+    assert machine in tailor("machines", "list").out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.42, "8.4 s"), (59.0, "59 s"), (750.0, "12 min 30 s"), (18720.0, "5 h 12 min")],
+)
+def test_a_length_of_time_is_told_in_two_units_at_most(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_an_impossible_budget_exits_with_3_and_one_line(tailor, measured):

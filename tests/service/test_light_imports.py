@@ -16,6 +16,7 @@ SERVER = {"sqlalchemy", "fastapi", "onnx", "alembic"}
         ("service.cli.main", HEAVY),
         ("service.worker", HEAVY),
         ("service.client.client", HEAVY),
+        ("search_core.effort", HEAVY | SERVER | {"numpy"}),
         ("predictor.agent.run", HEAVY | SERVER),
     ],
 )

@@ -4,10 +4,12 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 
+from service.auth.models import ApiKey
+from service.auth.repository import create_key
 from service.db.migrate import alembic_config, migrate
-from service.db.models import Base
+from service.db.models import Base, Machine
 
 
 def differences(database) -> list:
@@ -21,11 +23,18 @@ def tables(database) -> set[str]:
     return set(inspect(database.engine).get_table_names())
 
 
-def downgrade(database) -> None:
+def downgrade(database, revision: str = "base") -> None:
     config = alembic_config(database.url)
     with database.engine.execution_options(tailor_writes=True).begin() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(config, revision)
+
+
+def upgrade(database, revision: str) -> None:
+    config = alembic_config(database.url)
+    with database.engine.execution_options(tailor_writes=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 def test_upgrading_gives_exactly_the_tables_the_code_declares(empty_database):
@@ -53,6 +62,24 @@ def test_downgrading_removes_every_table_and_upgrading_brings_them_back(empty_da
     assert tables(empty_database) <= {"alembic_version"}
     migrate(empty_database)
     assert differences(empty_database) == []
+
+
+def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_of_machines(empty_database):
+    upgrade(empty_database, "0001")
+    with empty_database.transaction() as session:
+        key, _ = create_key(session, "from before", "admin")
+    migrate(empty_database)
+    assert differences(empty_database) == []
+    with empty_database.reading() as session:
+        assert [row.id for row in session.scalars(select(ApiKey))] == [key.id]
+        assert session.scalars(select(Machine)).all() == []
+
+
+def test_going_back_to_the_first_schema_takes_the_machines_alone(empty_database):
+    migrate(empty_database)
+    before = tables(empty_database)
+    downgrade(empty_database, "0001")
+    assert before - tables(empty_database) == {"machine_profiles"}
 
 
 def test_the_migrations_configure_no_logging(empty_database, caplog):

@@ -10,6 +10,7 @@ from predictor.kits import plan_kit
 from search_core.space.presets import get_space
 from service.artifacts import ArtifactStore
 from service.jobs import repository as jobs
+from service.machines.repository import keep_profile
 from service.searches.lifecycle import end
 from service.searches.models import SearchArtifact
 from service.searches.repository import append_event, get_search
@@ -199,6 +200,121 @@ def test_a_dry_run_on_an_unmeasured_target_says_what_is_missing(api):
     assert found["missing_measurements"] == SUBJECTS
     assert found["agents_online"] == 1
     assert api.stored() == before
+
+
+# -- effort ----------------------------------------------------------------------------
+
+
+def known_machine(api, profile, key: str = "here") -> str:
+    """The id of a machine with this profile, seen last."""
+    with api.database.transaction() as session:
+        return keep_profile(session, key, "host", profile).id
+
+
+def preflight(api, target_id: str, **spec: object) -> dict:
+    body = {"target": target_id, "latency_budget_ms": 0.03, **spec}
+    answer = api.http.post("/v1/searches?dry_run=true", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_without_a_machine_the_effort_is_not_known_and_the_answer_says_why(serve):
+    with serve() as api:
+        found = preflight(api, api.enrol_measured().target_id)
+    assert found["effort"] is None
+    assert found["no_effort"]["code"] == "no_machine_profile"
+    assert "tailor worker" in found["no_effort"]["text"]
+    assert found["feasible"] is True
+
+
+def test_a_profile_of_another_version_is_as_good_as_none(serve, new_profile):
+    with serve() as api:
+        device = api.enrol_measured()
+        with api.database.transaction() as session:
+            row = keep_profile(session, "here", "host", new_profile())
+            row.document = {**row.document, "format": "tailor-machine-profile/0"}
+        found = preflight(api, device.target_id)
+    assert (found["effort"], found["no_effort"]["code"]) == (None, "machine_profile_unreadable")
+
+
+def test_a_dry_run_tells_time_hours_and_memory_and_stores_nothing(api, measured, new_profile):
+    machine = known_machine(api, new_profile(threads=2))
+    before = api.stored()
+    found = preflight(api, measured.target_id)["effort"]
+    assert api.stored() == before
+    assert (found["machine"], found["threads"], found["device"]) == (machine, 2, "cpu")
+    phases = found["seconds_by_phase"]
+    assert {"starting", "searching", "deriving", "training", "verifying", "comparing"} == set(
+        phases
+    )
+    assert min(phases.values()) > 0.0
+    assert found["seconds"] == pytest.approx(sum(phases.values()))
+    assert found["gpu_hours"] == 0.0
+    assert found["core_hours"] == pytest.approx(2 * found["seconds"] / 3600)
+    assert found["memory_bytes"] > new_profile().base_bytes
+    assert (found["basis"], found["earlier_searches"]) == ("model", 0)
+
+
+def test_effort_follows_the_spec(api, measured, new_profile):
+    known_machine(api, new_profile(1e-6))
+
+    def seconds(**spec: object) -> float:
+        return preflight(api, measured.target_id, **spec)["effort"]["seconds"]
+
+    usual = seconds()
+    assert seconds(epochs=48) > usual
+    assert seconds(algorithm="dsnas_paired") > usual
+    assert seconds(algorithm="reinforce") > usual
+    assert seconds(random_baseline=False) < usual
+    assert seconds(latency_budget_ms=0.04) > usual  # a larger network
+
+
+def test_an_unmeasured_target_adds_the_time_to_measure_it(api, new_profile):
+    known_machine(api, new_profile())
+    device = api.enrol_new_target()
+    effort = preflight(api, device.target_id)["effort"]
+    assert 0.0 < effort["seconds_by_phase"]["awaiting_measurements"] < 20.0 * SUBJECTS
+
+
+def test_a_search_keeps_what_was_predicted_for_it(api, measured, new_profile):
+    known_machine(api, new_profile())
+    predicted = preflight(api, measured.target_id)["effort"]
+    search = api.search(measured.target_id)
+    assert search["feasibility"]["effort"] == predicted
+    known_machine(api, new_profile(1e-6))
+    assert api.read(search)["feasibility"]["effort"] == predicted
+
+
+def test_earlier_searches_correct_the_model(serve, new_profile):
+    with serve() as api:
+        device = api.enrol_measured()
+        known_machine(api, new_profile(1e-6))
+        modelled = preflight(api, device.target_id)["effort"]["seconds_by_phase"]
+        for slower in (1.2, 1.5, 100.0):
+            succeed(api, device, {p: slower * seconds for p, seconds in modelled.items()})
+        found = preflight(api, device.target_id)["effort"]
+        assert (found["basis"], found["earlier_searches"]) == ("history", 3)
+        for phase in ("searching", "deriving", "training", "verifying", "comparing"):
+            assert found["seconds_by_phase"][phase] == pytest.approx(1.5 * modelled[phase])
+        assert preflight(api, device.target_id, algorithm="gumbel")["effort"]["basis"] == "model"
+
+
+def test_what_an_earlier_search_may_change_is_limited(serve, new_profile):
+    with serve() as api:
+        device = api.enrol_measured()
+        known_machine(api, new_profile(1e-6))
+        modelled = preflight(api, device.target_id)["effort"]["seconds_by_phase"]
+        succeed(api, device, {p: 100.0 * seconds for p, seconds in modelled.items()})
+        found = preflight(api, device.target_id)["effort"]["seconds_by_phase"]
+        assert found["training"] == pytest.approx(4.0 * modelled["training"])
+
+
+def succeed(api, device, seconds_by_phase: dict[str, float]) -> None:
+    """A search that succeeded at its first attempt and took so long."""
+    search = api.search(device.target_id)
+    finish(api, search, "succeeded")
+    with api.database.transaction() as session:
+        get_search(session, search["id"], lock=True).seconds_by_phase = seconds_by_phase
 
 
 # -- idempotency -----------------------------------------------------------------------
