@@ -148,7 +148,7 @@ def calibrate(
     *,
     device: str = "cpu",
     name: str = "",
-    seconds: float = 5.0,
+    seconds: float = 4.0,
     modules: Sequence[str] = ("search_core.search", "search_core.data.load"),
 ) -> MachineProfile:
     """The profile of this machine with the threads that torch uses now.

@@ -607,8 +607,9 @@ class _Prediction:
         step = plan.batch_size * (kept + 2.0 * self.widest_bytes) + gradients
         value = _JUDGING_BATCH * self.widest_bytes
         judging = (self.live_values + _TEMPORARIES) * value
-        # what a step has freed stays with the process, unless what follows is too large for it
-        worst = step + judging if value <= _KEPT_BYTES else max(step, judging)
+        # what a step has freed stays with the process; half of it where larger blocks follow
+        stays = 1.0 if value <= _KEPT_BYTES else 0.5
+        worst = max(step, judging) + stays * min(step, judging)
         return int(self.machine.base_bytes + held + worst)
 
     @cached_property

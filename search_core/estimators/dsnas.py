@@ -177,15 +177,18 @@ def gate_costs(
     for w in parameters:
         w.grad = None
     looked_at = [(k,) if told[slot] is None else () for slot, k in enumerate(choices)]
-    gates = batch.images.new_zeros(len(choices), 1 + max(choices), requires_grad=True)
-
-    scores = supernet(batch.images, choices, gates.unbind(), looked_at)
+    gates = None
+    if any(looked_at):
+        gates = batch.images.new_zeros(len(choices), 1 + max(choices), requires_grad=True)
+        scores = supernet(batch.images, choices, gates.unbind(), looked_at)
+    else:
+        scores = supernet(batch.images, choices)
     loss = batch.loss(scores, label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
 
     costs = loss.detach().new_zeros(len(choices))
     gate_gradients(parameters, [w.grad for w in parameters], owners, out=costs)
-    if gates.grad is not None:
+    if gates is not None and gates.grad is not None:
         costs += gates.grad.sum(dim=1)
     for w, gradient in zip(parameters, earlier, strict=True):
         if gradient is not None:  # as autograd does
@@ -214,5 +217,7 @@ def _costs_at(
 
 def fetched(loss: torch.Tensor, values: torch.Tensor) -> tuple[float, torch.Tensor]:
     """A loss and what belongs to it, on the host by one transfer."""
+    if loss.device.type == "cpu":
+        return loss.item(), values
     together = torch.cat([loss.detach()[None], values.flatten().to(loss)]).cpu()
     return together[0].item(), together[1:].view(values.shape)
