@@ -37,7 +37,9 @@ class Steps:
             rate: learning rate.
         """
         path = self._path(p, step)
-        loss = batch.loss(self.supernet(batch.images, path), self.config.recipe.label_smoothing)
+        recipe = self.config.recipe
+        with recipe.autocast(batch.images.device):
+            loss = batch.loss(self.supernet(batch.images, path), recipe.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         self.weights.step(path, rate)
         return loss.detach()
@@ -55,15 +57,16 @@ class Steps:
     def _estimate(
         self, batch: Batch, p: torch.Tensor, step: int, purpose: str, label_smoothing: float
     ) -> Estimate:
-        return self.estimator.estimate(
-            self.supernet,
-            p,
-            batch,
-            label_smoothing,
-            stream(self.config.seed, purpose, step),
-            progress=step / self.config.search_steps,
-            objective=self.objective,
-        )
+        with self.config.recipe.autocast(batch.images.device):
+            return self.estimator.estimate(
+                self.supernet,
+                p,
+                batch,
+                label_smoothing,
+                stream(self.config.seed, purpose, step),
+                progress=step / self.config.search_steps,
+                objective=self.objective,
+            )
 
     def _path(self, p: torch.Tensor, step: int) -> tuple[int, ...]:
         """The path of a step of the weights; `ALL` where a slot runs every candidate."""

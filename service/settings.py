@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     calibrate: bool = Field(
         default=True, description="A worker times its machine once, so that effort can be told."
     )
-    calibration_seconds: float = Field(default=5.0, gt=0, description="Of timing blocks.")
+    calibration_seconds: float = Field(default=4.0, gt=0, description="Of timing blocks.")
     log_level: str = "INFO"
 
     @property

@@ -1,6 +1,7 @@
 """Gradients of gates on the operations of a path: the two ways to have them without a gate."""
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -51,6 +52,13 @@ def _rows(slots: tuple[int, ...], lengths: tuple[int, ...], device: torch.device
     return rows.to(device, non_blocking=True)
 
 
+def _autocast_as_now(kind: str) -> AbstractContextManager[object]:
+    """For backward, which may run in a thread that knows nothing of the forward pass's."""
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
+
+
 class GateGradients(torch.autograd.Function):
     """The layer's output unchanged; backward gives every compared gate ``<dL/dy, o_k(x)>``.
 
@@ -73,18 +81,21 @@ class GateGradients(torch.autograd.Function):
         ctx.save_for_backward(features, chosen if choice in compared else None)
         ctx.candidates, ctx.choice, ctx.compared = candidates, choice, compared
         ctx.n_gates = len(gates)
+        ctx.autocast = _autocast_as_now(output.device.type)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # noqa: D102
         features, chosen = ctx.saved_tensors
-        gate_gradients = gradient.new_zeros(ctx.n_gates)
-        with torch.no_grad():
+        gate_gradients = gradient.new_zeros(
+            ctx.n_gates, dtype=torch.promote_types(gradient.dtype, torch.float32)
+        )
+        with torch.no_grad(), ctx.autocast:
             for k in ctx.compared:
                 operation = ctx.candidates[k]
                 if isinstance(operation, Zero):
                     continue
                 with batch_statistics_only(operation):
                     other = chosen if k == ctx.choice else operation(features)
-                gate_gradients[k] = (gradient * other).sum()
+                gate_gradients[k] = (gradient * other).sum(dtype=gate_gradients.dtype)
         return gradient, None, None, gate_gradients, None, None, None

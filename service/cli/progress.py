@@ -125,7 +125,9 @@ def result_table(search: SearchRead) -> Table:
     if search.feasibility is not None and search.feasibility.effort is not None:
         expected = search.feasibility.effort
         table.add_row(
-            "seconds predicted", f"{expected.seconds:.0f} in all", _phases(expected.seconds_by_phase)
+            "seconds predicted",
+            f"{expected.seconds:.0f} in all",
+            _phases(expected.seconds_by_phase),
         )
     return table
 

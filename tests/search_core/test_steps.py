@@ -355,3 +355,55 @@ def test_losses_are_read_all_at_once_and_the_first_bad_one_is_named():
     assert (bad.step, bad.value) == (6, float("inf"))
     assert losses.latest == 2.0
     assert losses.first_not_finite() is None  # was told
+
+
+# precision
+
+
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+def test_bfloat16_is_close_to_float32_and_leaves_the_weights_in_it(estimator):
+    def run(precision):
+        search = Search(chain(3), estimator, path=(2, 0, 1))
+        recipe = replace(RECIPE, precision=precision)
+        config = replace(search.steps.config, recipe=recipe)
+        steps = replace(search.steps, config=config)
+        p = search.logits.probabilities
+        if steps.estimator.trains_weights:
+            estimate = steps.train_and_search(search.batch, p, 0, 0.05)
+        else:
+            estimate = steps.search(search.batch, p, 0)
+        loss = steps.train(search.batch, p, 1, 0.05)
+        return search.supernet, estimate, loss
+
+    exact, rough = run("float32"), run("bfloat16")
+    assert rough[1].loss != exact[1].loss
+    assert rough[1].loss == pytest.approx(exact[1].loss, rel=0.02)
+    assert rough[2].dtype == torch.float32
+    assert float(rough[2]) == pytest.approx(float(exact[2]), rel=0.05)
+    assert rough[1].gradient.isfinite().all()
+    for (name, a), b in zip(
+        rough[0].state_dict().items(), exact[0].state_dict().values(), strict=True
+    ):
+        assert a.dtype == b.dtype, name
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.05, msg=name)
+    start = Search(chain(3)).supernet
+    learned = [(2, 0), (0, 1), (1, 2)] if ESTIMATORS[estimator]().trains_weights else []
+    for k, slot in learned:
+        before, after = (s.layers[1 + slot][k].project.conv.weight for s in (start, rough[0]))
+        assert not torch.equal(before, after)
+
+
+def test_gate_costs_in_bfloat16_are_those_in_float32():
+    """The recomputation in backward is in the precision of the pass forward."""
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        search = Search(chain(3), "proxyless", path=(2, 0, 1))
+        search.logits.values.data.zero_()
+        config = replace(search.steps.config, recipe=replace(RECIPE, precision=precision))
+        steps, dtypes = replace(search.steps, config=config), set()
+        for operation in search.supernet.layers[2]:
+            operation.register_forward_hook(lambda _m, _a, out, d=dtypes: d.add(out.dtype))
+        gradients.append(steps.search(search.batch, search.logits.probabilities, 0).gradient)
+        assert dtypes == {getattr(torch, precision)}
+    scale = gradients[0].abs().max()
+    torch.testing.assert_close(gradients[1] / scale, gradients[0] / scale, rtol=0.1, atol=0.1)

@@ -1,0 +1,48 @@
+"""Which machine this is, as far as training can tell; nothing heavy is loaded to say so."""
+
+import hashlib
+import json
+import os
+import socket
+from importlib.metadata import PackageNotFoundError, version
+
+from predictor.agent.host import device_model
+from service.settings import Settings
+
+DEVICE = "cpu"
+"""Where attempts train."""
+
+
+def host_name() -> str:
+    """The name of this host."""
+    return socket.gethostname()
+
+
+def processor() -> str:
+    """The name of this host's processor."""
+    return device_model()
+
+
+def machine_key(settings: Settings) -> str:
+    """Equal for workers whose attempts train alike: a digest of all that changes how fast."""
+    alike = {
+        "host": host_name(),
+        "processor": processor(),
+        "device": DEVICE,
+        "threads": str(settings.attempt_threads or os.environ.get("OMP_NUM_THREADS") or _cores()),
+        "torch": _torch_version(),
+    }
+    return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _torch_version() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return "none"

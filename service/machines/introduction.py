@@ -1,0 +1,85 @@
+"""How a worker makes its machine known, so that searches can be priced before they start."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from search_core.effort import MachineProfile
+from search_core.errors import ProfileDocumentError
+from service.db.base import utc_now
+from service.db.database import Database
+from service.machines.identity import machine_key
+from service.machines.repository import find_machine
+from service.settings import Settings
+from service.telemetry import logger
+
+_log = logger(__name__)
+_POLL_SECONDS = 0.05
+_COMMAND = (sys.executable, "-m", "service.machines.calibrate")
+_PATIENCE_SECONDS = 180.0
+"""After which a calibration hangs, besides ten times the seconds it was given."""
+
+
+def introduce(settings: Settings, database: Database, stop: threading.Event) -> None:
+    """Say that a worker starts on this machine; calibrate it first where it is new.
+
+    A calibration that fails, hangs or is killed leaves the machine unknown, and that is all.
+
+    Raises:
+        OperationalError: the store does not answer.
+    """
+    if not settings.calibrate or _greeted(settings, database):
+        return
+    _log.info("calibrating this machine", seconds=settings.calibration_seconds)
+    status = _calibrate(settings, stop)
+    if status != 0 and not stop.is_set():
+        _log.warning(
+            "no calibration: searches cannot be priced before they start", exit_status=status
+        )
+
+
+def _greeted(settings: Settings, database: Database) -> bool:
+    """Whether the store has a profile of this machine that can be read; it is seen now."""
+    with database.transaction() as session:
+        machine = find_machine(session, machine_key(settings))
+        if machine is None:
+            return False
+        try:
+            MachineProfile.from_document(machine.document)
+        except ProfileDocumentError:
+            return False
+        machine.seen_at = utc_now()
+        return True
+
+
+def _calibrate(settings: Settings, stop: threading.Event) -> int:
+    """Run the calibration; returns its exit status, negative when it had to be killed."""
+    process = subprocess.Popen(
+        _COMMAND,
+        stdin=subprocess.PIPE,  # closes when this worker dies, however it dies
+        env=_environment(settings),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + _PATIENCE_SECONDS + 10.0 * settings.calibration_seconds
+    try:
+        while process.poll() is None:
+            if stop.wait(_POLL_SECONDS) or time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+    return int(process.returncode)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return {
+        **os.environ,
+        "TAILOR_DATABASE_URL": settings.resolved_database_url,
+        "TAILOR_ATTEMPT_THREADS": str(settings.attempt_threads),
+        "TAILOR_CALIBRATION_SECONDS": str(settings.calibration_seconds),
+        "OMP_WAIT_POLICY": "PASSIVE",  # as attempts have it
+    }
