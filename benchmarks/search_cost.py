@@ -192,7 +192,7 @@ def candidates_growth(space: SearchSpace, options: argparse.Namespace) -> Figure
         cases[f"dsnas{n}"] = bench.search_step("dsnas", path)
         interleaved({"dsnas": cases[f"dsnas{n}"]}, 1, options.device)
         kept[n] = saved_bytes(cases[f"dsnas{n}"], bench.supernet)
-    seconds = interleaved(cases, options.repeats, options.device)
+    seconds = interleaved(cases, 2 * options.repeats, options.device)
     growth = [median(ratios(seconds, f"{k}{MANY}", f"{k}{FEW}")) for k in kinds]
     return {
         "candidates_growth_ratio": max(growth),

@@ -6,7 +6,7 @@ import torch
 
 from search_core.config import SearchConfig
 from search_core.data.dataset import Batch
-from search_core.estimators.base import Estimate, Estimator, Objective, sample_path
+from search_core.estimators.base import Estimate, Estimator, Objective, backward, sample_path
 from search_core.nn.supernet import ALL, Supernet
 from search_core.path_sgd import PathSGD
 from search_core.randomness import stream
@@ -40,9 +40,9 @@ class Steps:
         recipe = self.config.recipe
         with recipe.autocast(batch.images.device):
             loss = batch.loss(self.supernet(batch.images, path), recipe.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = backward(loss)
         self.weights.step(path, rate)
-        return loss.detach()
+        return loss
 
     def train_and_search(self, batch: Batch, p: torch.Tensor, step: int, rate: float) -> Estimate:
         """A step of the weights whose backward pass serves the logits as well (single level)."""

@@ -129,6 +129,12 @@ class Stateless:
         """See `Estimator.load_state_dict`."""
 
 
+def backward(loss: torch.Tensor) -> torch.Tensor:
+    """`loss` after its backward pass, free of the graph, which nothing should keep alive."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
 def sample_path(probabilities: torch.Tensor, generator: torch.Generator) -> tuple[int, ...]:
     """One candidate a slot, drawn from `probabilities` (n_slots, n_candidates)."""
     return tuple(torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist())

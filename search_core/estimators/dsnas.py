@@ -13,6 +13,7 @@ from search_core.estimators.base import (
     Objective,
     Paths,
     Stateless,
+    backward,
     one_hot,
     sample_path,
     undecided,
@@ -180,13 +181,12 @@ def gate_costs(
     gates = None
     if any(looked_at):
         gates = batch.images.new_zeros(len(choices), 1 + max(choices), requires_grad=True)
-        scores = supernet(batch.images, choices, gates.unbind(), looked_at)
-    else:
-        scores = supernet(batch.images, choices)
-    loss = batch.loss(scores, label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
+    rows = None if gates is None else gates.unbind()
+    seen = None if gates is None else looked_at
 
-    costs = loss.detach().new_zeros(len(choices))
+    loss = backward(batch.loss(supernet(batch.images, choices, rows, seen), label_smoothing))
+
+    costs = loss.new_zeros(len(choices))
     gate_gradients(parameters, [w.grad for w in parameters], owners, out=costs)
     if gates is not None and gates.grad is not None:
         costs += gates.grad.sum(dim=1)
@@ -206,9 +206,8 @@ def _costs_at(
     gates: list[torch.Tensor | None] = [None] * len(choices)
     for slot, height in heights.items():
         gates[slot] = batch.images.new_full((), height, requires_grad=True)
-    loss = batch.loss(supernet(batch.images, choices, gates), label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
-    costs = loss.detach().new_zeros(len(choices))
+    loss = backward(batch.loss(supernet(batch.images, choices, gates), label_smoothing))
+    costs = loss.new_zeros(len(choices))
     for slot, gate in enumerate(gates):
         if gate is not None and gate.grad is not None:  # None: nothing reads the output
             costs[slot] = gate.grad

@@ -8,6 +8,7 @@ from search_core.estimators.base import (
     Objective,
     Paths,
     Stateless,
+    backward,
     sample_path,
     undecided,
 )
@@ -67,9 +68,8 @@ class PairedDSNAS(Stateless):
                 with batch_statistics_only(*supernet.operations(path)):
                     scores = supernet(batch.images, path)
                 losses.append(batch.loss(scores, label_smoothing))
-        loss = batch.loss(supernet(batch.images, choices), label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        differences = [loss.detach() - other for other in losses]
+        loss = backward(batch.loss(supernet(batch.images, choices), label_smoothing))
+        differences = [loss - other for other in losses]
         value, drops = fetched(loss, torch.stack(differences) if swaps else loss.new_zeros(0))
 
         gradient, signal = torch.zeros_like(probabilities), 0.0
