@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(space: SearchSpace, options: argparse.Namespace) -> tuple[Figures, dict[str, Any]]:
     """Every figure, and what it was made from."""
-    bench = Bench(space, options.batch, options.device)
+    bench = Bench(space, options.batch, options.device, options.precision)
     quotients, milliseconds, saved = _steps(bench, options)
     figures = {f"{name}_ratio": median(values) for name, values in quotients.items()}
     names = {
@@ -186,7 +186,8 @@ def candidates_growth(space: SearchSpace, options: argparse.Namespace) -> Figure
     kinds = ("weight", "dsnas")
     cases, kept = {}, {}
     for n in (FEW, MANY):
-        bench = Bench(repeated(space, architecture, n), options.batch, options.device)
+        many = repeated(space, architecture, n)
+        bench = Bench(many, options.batch, options.device, options.precision)
         path = bench.space.architecture([n - 1] * len(space.slots))
         cases[f"weight{n}"] = bench.weight_step(path)
         cases[f"dsnas{n}"] = bench.search_step("dsnas", path)
@@ -327,7 +328,8 @@ def table(record: Mapping[str, Any]) -> str:
     """The figures beside their targets, every estimator, and where the time goes."""
     figures, details = record["figures"], record["details"]
     lines = [
-        "{space}, batch {batch}, {device}, {threads} threads, {paths} paths x {repeats} repeats"
+        "{space}, batch {batch}, {device} {precision}, {threads} threads, "
+        "{paths} paths x {repeats} repeats"
         "".format_map(record),
         "",
         f"| {'figure':64} | median | target |",
@@ -373,6 +375,7 @@ def _record(options: argparse.Namespace, space: SearchSpace) -> dict[str, Any]:
         "space": space.name,
         "batch": options.batch,
         "device": options.device,
+        "precision": options.precision,
         "processor": processor or platform.machine(),
         "threads": torch.get_num_threads(),
         "paths": options.paths,
@@ -390,6 +393,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], help="of all but the naive loop"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--paths", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=15)
@@ -405,7 +411,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         own = options.space != "proxyless_imagenet"
         options.resolution = 0 if own else 32 if cuda else 64
     if options.batch is None:
-        options.batch = 256 if cuda else 16 if options.quick else 64
+        options.batch = 256 if cuda else 32 if options.quick else 64
+    if options.precision is None:
+        options.precision = "bfloat16" if cuda else "float32"
     if options.quick:
         options.paths, options.repeats = min(options.paths, 2), min(options.repeats, 9)
     return options

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -42,6 +43,7 @@ CERTAIN = 30.0
 """Lead of the path's logits: it is as good as sure to be drawn, and yet nothing is decided."""
 
 Step = Callable[[], object]
+Precision = Literal["float32", "bfloat16"]
 
 
 def at_resolution(space: SearchSpace, resolution_px: int) -> SearchSpace:
@@ -132,11 +134,14 @@ class Bench:
     space: SearchSpace
     batch_size: int
     device: str = "cpu"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         self.batch = random_batch(self.space, self.batch_size, self.device)
         self.supernet = Supernet(self.space, stream(0, "bench weights")).to(self.device).train()
-        self.recipe = WeightRecipe(100, 0, batch_size=self.batch_size, learning_rate=RATE)
+        self.recipe = WeightRecipe(
+            100, 0, batch_size=self.batch_size, learning_rate=RATE, precision=self.precision
+        )
         self.weights = PathSGD(self.recipe, self.supernet)
 
     def plain(self, architecture: Architecture) -> Step:
@@ -146,13 +151,16 @@ class Bench:
 
         def step() -> None:
             optimizer.zero_grad()
-            self.batch.loss(network(self.batch.images), LABEL_SMOOTHING).backward()
+            with self.recipe.autocast(self.batch.images.device):
+                loss = self.batch.loss(network(self.batch.images), LABEL_SMOOTHING)
+            loss.backward()
+            del loss  # nothing keeps the graph alive
             optimizer.step()
 
         return step
 
     def naive(self, architecture: Architecture) -> Step:
-        """A step as it is commonly written: NCHW and SGD as it comes."""
+        """A step as it is commonly written: NCHW, float32, and SGD as it comes."""
         network = copy.deepcopy(self._network(architecture))
         network = network.to(memory_format=torch.contiguous_format)
         images = self.batch.images.contiguous()
@@ -267,16 +275,14 @@ def ratios(seconds: dict[str, list[float]], case: str, to: str) -> list[float]:
 def saved_bytes(step: Step, supernet: torch.nn.Module) -> int:
     """Bytes that `step` keeps for backward, each storage once; weights and statistics not."""
     own = {t.untyped_storage().data_ptr() for t in supernet.state_dict().values()}
-    kept: dict[int, int] = {}
-    tensors = []
+    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address is taken twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()  # without the graph, which would hold itself
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            tensors.append(tensor)  # alive, so that no address is taken twice
-        return tensor
+            kept[storage.data_ptr()] = storage
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         step()
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())

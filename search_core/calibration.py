@@ -324,7 +324,7 @@ def _kept_bytes(operation: nn.Module, images: torch.Tensor) -> float:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # without the graph, which would hold itself
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         made = operation(images.clone().requires_grad_())
