@@ -34,6 +34,7 @@ from benchmarks.step_cases import (
     sampled,
     saved_bytes,
 )
+from search_core.memory import keep_freed_memory
 from search_core.space.presets import get_space
 from search_core.space.space import Architecture, SearchSpace
 
@@ -62,6 +63,7 @@ class Point:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every curve, write the table and the picture."""
     options = _options(arguments)
+    keep_freed_memory()
     points: list[Point] = []
     for curve in options.curves:
         for point in _curve(curve, options):

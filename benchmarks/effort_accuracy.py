@@ -170,6 +170,9 @@ def _in_child(task: dict[str, Any], threads: int, options: argparse.Namespace) -
 def _child(task: dict[str, Any], options: argparse.Namespace) -> Any:
     import torch
 
+    from search_core.memory import keep_freed_memory
+
+    keep_freed_memory()  # as attempts do
     torch.set_num_threads(options.child_threads)
     if "calibrate" in task:
         from predictor.agent.host import device_model

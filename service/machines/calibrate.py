@@ -26,7 +26,9 @@ def main() -> int:
     import torch
 
     from search_core.calibration import calibrate
+    from search_core.memory import keep_freed_memory
 
+    keep_freed_memory()  # as attempts do
     torch.set_num_threads(settings.attempt_threads or torch.get_num_threads())
     profile = calibrate(
         name=processor(),

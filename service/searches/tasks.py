@@ -36,6 +36,7 @@ from search_core.export import (
     safetensors_bytes,
     torch_export_bytes,
 )
+from search_core.memory import keep_freed_memory
 from search_core.nn.network import Network
 from search_core.randomness import stream
 from search_core.search import SearchResult, run_search
@@ -134,6 +135,7 @@ class _Attempt:
     def run(self) -> None:
         """Search, decide under the budget, train, verify, compare, publish."""
         torch.set_num_threads(self._context.settings.attempt_threads or torch.get_num_threads())
+        keep_freed_memory()
         config = self._search_config()
 
         self._enter("searching")

@@ -134,3 +134,38 @@ def test_the_failed_step_holds_nothing_while_others_are_tried():
     with pytest.raises(OutOfMemoryError), explain_out_of_memory(2, rehearse):
         step()
     assert seen == [(1, [True])]
+
+
+KEEPING = """
+import mmap
+import sys
+
+import torch
+
+from search_core.memory import keep_freed_memory
+
+MIB = 2**20
+
+
+def resident():
+    with open("/proc/self/statm") as sizes:
+        return int(sizes.read().split()[1]) * mmap.PAGESIZE
+
+
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+block = torch.ones(64 * MIB, dtype=torch.uint8)
+before = resident()
+del block
+print((before - resident()) // MIB)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the policy is of glibc")
+@pytest.mark.parametrize(("policy", "given_back"), [("as it comes", 64), ("kept", 0)])
+def test_freed_memory_stays_where_it_is_asked_to(policy, given_back):
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPING, policy], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == pytest.approx(given_back, abs=2)
