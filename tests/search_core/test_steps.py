@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.step_cases import saved_bytes
 from search_core.config import SearchConfig
 from search_core.constraint import Constraint, Constraints
 from search_core.costs import macs_cost
@@ -191,22 +192,6 @@ def test_the_others_run_as_many_candidates_as_they_compare(estimator):
 
 
 # memory
-
-
-def saved_bytes(step, supernet):
-    """Bytes kept for backward, each storage once; weights and statistics not."""
-    own = {t.untyped_storage().data_ptr() for t in supernet.state_dict().values()}
-    kept = {}  # alive, so that no address is taken twice
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("estimator", BACKWARD)
