@@ -63,7 +63,6 @@ class Point:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every curve, write the table and the picture."""
     options = _options(arguments)
-    keep_freed_memory()
     points: list[Point] = []
     for curve in options.curves:
         for point in _curve(curve, options):
@@ -199,4 +198,5 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

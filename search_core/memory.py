@@ -66,6 +66,14 @@ def explain_out_of_memory(batch_size: int, rehearse: Callable[[int], object]) ->
     raise OutOfMemoryError(batch_size, _largest_fitting(batch_size, rehearse), reason)
 
 
+def with_room(batch_size: int, n_images: int) -> int:
+    """How many of `n_images` to rehearse a batch with: a sixteenth more.
+
+    What the allocator wastes differs from one step to the next.
+    """
+    return min(n_images, batch_size + batch_size // 16)
+
+
 def _is_allocation_failure(error: RuntimeError | MemoryError) -> bool:
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(sign in str(error) for sign in _SIGNS)
@@ -112,7 +120,7 @@ class Rehearsal:
         p = torch.maximum(p, one_hot(path, p))
         p /= p.sum(dim=1, keepdim=True)
 
-        batch = self.data.plain_batch(0, 0, batch_size)
+        batch = self.data.plain_batch(0, 0, with_room(batch_size, self.data.n_train))
         self.supernet.zero_grad()
         choices = [ALL] * len(path) if self.together else path
         batch.loss(self.supernet(batch.images, choices)).backward()  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from search_core.events import (
     never,
     remaining_seconds,
 )
-from search_core.memory import explain_out_of_memory
+from search_core.memory import explain_out_of_memory, with_room
 from search_core.nn.network import Network
 from search_core.randomness import stream
 
@@ -205,7 +205,7 @@ def train_network(
         return loss.detach()
 
     def rehearsal(batch_size: int) -> None:
-        backward(data.plain_batch(seed, 0, batch_size))
+        backward(data.plain_batch(seed, 0, with_room(batch_size, data.n_train)))
 
     if resume is not None:
         resume.expect("train", identity)
