@@ -226,6 +226,10 @@ def _in_child(kind: str, options: argparse.Namespace) -> int:
     return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
 
 
+_OWN = ("supernet", "weight_optimizer", "network", "optimizer")
+"""The parts of a checkpoint, of a search or of training, that a run cannot do without."""
+
+
 def resident_bytes(kind: str, space: SearchSpace, options: argparse.Namespace) -> int:
     """Peak resident memory of this process over a run, less the run's own weights and momenta.
 
@@ -240,10 +244,8 @@ def resident_bytes(kind: str, space: SearchSpace, options: argparse.Namespace) -
     def report(event: SearchEvent) -> None:
         if isinstance(event, CheckpointReady):
             state = event.checkpoint.state
-            own.append(
-                sum(t.nbytes for t in _tensors(state.get("supernet", state.get("network"))))
-                + sum(t.nbytes for t in _tensors(state.get("weight_optimizer", state)))
-            )
+            parts = [state[name] for name in _OWN if name in state]
+            own.append(sum(tensor.nbytes for part in parts for tensor in _tensors(part)))
 
     if kind == "search":
         many = repeated(space, architecture, space.n_candidates)
@@ -251,16 +253,7 @@ def resident_bytes(kind: str, space: SearchSpace, options: argparse.Namespace) -
     else:
         graph = space.graph(architecture)
         network = Network.initialised(graph, stream(0, "bench weights"), BN_EPS_SEARCH)
-
-        def of_training(event: SearchEvent) -> None:
-            if isinstance(event, CheckpointReady):
-                state = event.checkpoint.state
-                own.append(
-                    sum(t.nbytes for t in _tensors(state["network"]))
-                    + sum(t.nbytes for t in _tensors(state["optimizer"]))
-                )
-
-        train_network(network, data, recipe, seed=0, report=of_training)
+        train_network(network, data, recipe, seed=0, report=report)
     peak = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/self/status").read_text().splitlines()

@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from search_core.effort import MachineProfile
-from service.db.database import Database
 from service.jobs import repository as jobs
 from service.jobs.models import Job
 from service.machines import introduction
@@ -24,13 +23,6 @@ from service.machines.repository import (
 )
 from service.settings import Settings
 from service.worker import Worker
-
-
-@pytest.fixture
-def store(new_store):
-    database = Database(new_store("sqlite", migrated=True))
-    yield database
-    database.dispose()
 
 
 @pytest.fixture

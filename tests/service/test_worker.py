@@ -54,13 +54,6 @@ class Attempts:
 
 
 @pytest.fixture
-def store(new_store):
-    database = Database(new_store("sqlite", migrated=True))
-    yield database
-    database.dispose()
-
-
-@pytest.fixture
 def settings(tmp_path) -> Settings:
     return Settings(home=tmp_path, worker_poll_seconds=0.05, job_lease_seconds=30)
 
