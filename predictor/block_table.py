@@ -1,6 +1,6 @@
 """Milliseconds of single blocks, from chained measurements."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 
 from predictor.errors import MissingMeasurementsError
@@ -8,8 +8,24 @@ from predictor.kits import CHAIN, block_subject, chains
 from search_core.space.blocks import BlockSpec
 from search_core.space.space import SearchSpace
 
+UNSUPPORTED_FACTOR = 1e3
+"""A block that a target cannot run is priced at this many times the slowest one it can."""
 
-def block_table(space: SearchSpace, measured_ms: Mapping[str, float]) -> dict[BlockSpec, float]:
+
+def blocks_of(space: SearchSpace, subjects: Collection[str]) -> set[BlockSpec]:
+    """The blocks of `space` that any of these subjects is about."""
+    return {
+        block
+        for block in space.distinct_blocks
+        if any(block_subject(block, copies) in subjects for copies in chains(block))
+    }
+
+
+def block_table(
+    space: SearchSpace,
+    measured_ms: Mapping[str, float],
+    unsupported: Collection[BlockSpec] = (),
+) -> dict[BlockSpec, float]:
     """What each distinct block of `space` takes inside a network, in ms.
 
     A block chained once and four times gives ``(t4 - t1) / 3``: call overhead and the layout
@@ -18,20 +34,25 @@ def block_table(space: SearchSpace, measured_ms: Mapping[str, float]) -> dict[Bl
 
     Args:
         measured_ms: median latency by subject.
+        unsupported: blocks that the target cannot run; no budget that a network of the others
+            meets has room for one.
 
     Raises:
         MissingMeasurementsError: naming every subject that is absent.
     """
-    needed = [block_subject(b, copies) for b in space.distinct_blocks for copies in chains(b)]
+    blocks = [b for b in space.distinct_blocks if b not in unsupported]
+    needed = [block_subject(b, copies) for b in blocks for copies in chains(b)]
     missing = [subject for subject in needed if subject not in measured_ms]
     if missing:
         raise MissingMeasurementsError(missing)
 
-    once = {b: measured_ms[block_subject(b, 1)] for b in space.distinct_blocks}
+    once = {b: measured_ms[block_subject(b, 1)] for b in blocks}
     table = {
         b: (measured_ms[block_subject(b, CHAIN)] - once[b]) / (CHAIN - 1)
-        for b in space.distinct_blocks
+        for b in blocks
         if CHAIN in chains(b)
     }
     overhead_ms = median([once[b] - ms for b, ms in table.items()] or [0.0])
-    return {b: max(0.0, table.get(b, once[b] - overhead_ms)) for b in space.distinct_blocks}
+    known = {b: max(0.0, table.get(b, once[b] - overhead_ms)) for b in blocks}
+    beyond_ms = UNSUPPORTED_FACTOR * max(known.values(), default=0.0)
+    return known | dict.fromkeys(unsupported, beyond_ms)

@@ -5,8 +5,12 @@ PredictorError
 ├── UnusableMeasurementsError  measurements that no latency model can be fitted to
 ├── ModelDocumentError         a stored model cannot be read
 ├── TooNoisyError              the device never became quiet enough to measure
-└── RuntimeFailedError         the runtime could not load or run a model
+├── RuntimeFailedError         the runtime could not load or run a model
+├── NotAuthenticError          a file or a task that is not what the service signed
+└── TaskFailedError            a measuring task ended without a measurement
 """
+
+from predictor.measurements import Reason
 
 
 class PredictorError(Exception):
@@ -35,4 +39,27 @@ class TooNoisyError(PredictorError):
 
 
 class RuntimeFailedError(PredictorError):
-    """The runtime could not load or run a model file."""
+    """The runtime could not load or run a model file; `reason` is for machines."""
+
+    def __init__(self, detail: str, reason: Reason = "refused") -> None:
+        super().__init__(detail)
+        self.reason: Reason = reason
+
+
+class NotAuthenticError(PredictorError):
+    """A file has another hash than announced, or a signature is not the service's."""
+
+
+class TaskFailedError(PredictorError):
+    """A measuring task ended without a measurement.
+
+    Attributes:
+        code: ``unsupported``: the target cannot run it; ``too_noisy``: not now.
+        reason, detail: why, for machines and for people.
+    """
+
+    def __init__(self, code: str, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.reason: Reason = reason
+        self.detail = detail

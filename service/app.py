@@ -7,6 +7,8 @@ from fastapi import APIRouter, FastAPI, Response, status
 from sqlalchemy import text
 
 from service.agents.routes import router as agents
+from service.agents.signing import ensure_signer
+from service.agents.versions import OLDEST_AGENT
 from service.artifacts import ArtifactStore
 from service.auth.repository import first_key
 from service.auth.routes import router as keys
@@ -15,8 +17,9 @@ from service.db.migrate import migrate
 from service.dependencies import CurrentDatabase
 from service.latency_models.routes import router as latency_models
 from service.machines.routes import router as machines
+from service.measure_page.routes import router as measure_page
 from service.measurements.routes import router as measurements
-from service.middleware import BodyLimit, RequestId
+from service.middleware import BodyLimit, Gunzip, RequestId
 from service.problems import install_error_handlers
 from service.searches.routes import router as searches
 from service.settings import Settings
@@ -38,6 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.settings = settings
         app.state.database = database
         app.state.artifacts = ArtifactStore(settings.resolved_artifacts_url)
+        with database.transaction() as session:
+            app.state.signer = ensure_signer(session)
         _announce(database)
         yield
         database.dispose()
@@ -48,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A device and a latency budget in; a network measured to be under it out.",
         lifespan=lifespan,
     )
+    app.add_middleware(Gunzip, max_bytes=settings.max_body_bytes)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)
     install_error_handlers(app)
@@ -66,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(searches, include_in_schema=False)  # POST /searches, as in the brief
+    app.include_router(measure_page)  # /measure/CODE: any browser as a device
     app.include_router(_operations())
     return app
 
@@ -93,8 +100,8 @@ def _operations() -> APIRouter:
 
     @router.get("/version")
     def version() -> dict[str, str]:
-        """The version of the service."""
-        return {"tailor": VERSION}
+        """The version of the service, and the oldest agent that may work with it."""
+        return {"tailor": VERSION, "oldest_agent": OLDEST_AGENT}
 
     return router
 

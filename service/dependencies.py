@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 from sqlalchemy.orm import Session
 
+from service.agents.signing import Signer
 from service.artifacts import ArtifactStore
 from service.db.database import Database
 from service.schemas import Text
@@ -27,6 +28,11 @@ def _artifacts(request: Request) -> ArtifactStore:
     return artifacts
 
 
+def _signer(request: Request) -> Signer:
+    signer: Signer = request.app.state.signer
+    return signer
+
+
 def _read_session(database: Annotated[Database, Depends(_database)]) -> Iterator[Session]:
     with database.reading() as session:
         yield session
@@ -41,6 +47,7 @@ Cursor = Annotated[Text | None, Query(max_length=80, description="Where the page
 Limit = Annotated[int, Query(ge=1, le=200, description="Items a page.")]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 CurrentDatabase = Annotated[Database, Depends(_database)]
+CurrentSigner = Annotated[Signer, Depends(_signer)]
 Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
 # scope "function": the transaction commits before the answer is sent, so what a client was
 # told is stored is stored

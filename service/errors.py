@@ -7,7 +7,10 @@ TailorError                     status code, machine code, optional field
 ├── ConflictError          409  the resource is not in a state that allows it
 ├── StaleLeaseError        409  another lease has replaced this one
 ├── UnauthenticatedError   401  no key, or none that is valid
+├── AgentTooOldError       426  the agent must be updated before it may measure
 ├── ForbiddenError         403  a valid key that may not do this
+├── BadRequestError        400  the body is not what its headers say
+├── UnsupportedEncodingError 415  a Content-Encoding other than gzip
 └── PayloadTooLargeError   413  the body is over the limit
 LeaseLostError                  an attempt's own lease is gone; it must stop writing
 """
@@ -84,10 +87,28 @@ class UnauthenticatedError(TailorError):
     status, code, title = 401, "unauthenticated", "Authentication required"
 
 
+class AgentTooOldError(TailorError):
+    """The agent must be updated before it may measure."""
+
+    status, code, title = 426, "agent_too_old", "Agent too old"
+
+
 class ForbiddenError(TailorError):
     """The key is valid but may not do this."""
 
     status, code, title = 403, "forbidden", "Forbidden"
+
+
+class BadRequestError(TailorError):
+    """The body is not what its headers say."""
+
+    status, code, title = 400, "bad_request", "Bad request"
+
+
+class UnsupportedEncodingError(TailorError):
+    """A Content-Encoding other than gzip."""
+
+    status, code, title = 415, "unsupported_encoding", "Unsupported encoding"
 
 
 class PayloadTooLargeError(TailorError):

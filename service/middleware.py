@@ -1,13 +1,20 @@
 """ASGI middleware: request ids and the limit on bodies."""
 
 import json
+import zlib
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
 
-from service.errors import NotFoundError, PayloadTooLargeError, TailorError
+from service.errors import (
+    BadRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+    TailorError,
+    UnsupportedEncodingError,
+)
 
 
 class RequestId:
@@ -68,26 +75,89 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
     async def _refuse(self, scope: Scope, send: Send, error: TailorError) -> None:
-        body = json.dumps(
-            {
-                "type": f"urn:tailor:problem:{error.code}",
-                "title": error.title,
-                "status": error.status,
-                "code": error.code,
-                "detail": error.detail,
-                "request_id": scope["state"].get("request_id"),
-            }
-        ).encode()
-        headers = [
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send(
-            {
-                "type": "http.response.start",
-                "status": error.status,
-                "headers": headers,
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        await refuse(scope, send, error)
+
+
+class Gunzip:
+    """Unpacks bodies sent with `Content-Encoding: gzip`, up to the limit and no further.
+
+    `BodyLimit` stands outside, so a body arrives here whole and in one piece or in few.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        encoding = Headers(scope=scope).get("content-encoding") if scope["type"] == "http" else None
+        if encoding is None or encoding.lower() == "identity":
+            return await self._app(scope, receive, send)
+        if encoding.lower() != "gzip":
+            return await refuse(
+                scope,
+                send,
+                UnsupportedEncodingError(f"Content-Encoding {encoding[:50]!r} is not gzip"),
+            )
+        packed = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            packed += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        try:
+            body = self._unpack(packed)
+        except TailorError as error:
+            return await refuse(scope, send, error)
+        headers = MutableHeaders(scope=scope)
+        del headers["content-encoding"]
+        headers["content-length"] = str(len(body))
+        unpacked: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return unpacked.pop() if unpacked else await receive()
+
+        await self._app(scope, replay, send)
+
+    def _unpack(self, packed: bytes) -> bytes:
+        machine = zlib.decompressobj(wbits=31)
+        try:
+            body = machine.decompress(packed, self._max_bytes + 1)
+        except zlib.error as error:
+            raise BadRequestError(f"the body is not gzip: {error}") from error
+        if len(body) > self._max_bytes:
+            raise PayloadTooLargeError(
+                f"the body unpacks to more than {self._max_bytes} bytes; send smaller batches"
+            )
+        if not machine.eof or machine.unused_data:
+            raise BadRequestError("the gzip body is cut short or has something behind its end")
+        return body
+
+
+async def refuse(scope: Scope, send: Send, error: TailorError) -> None:
+    """Answer with a problem document before any route has seen the request."""
+    body = json.dumps(
+        {
+            "type": f"urn:tailor:problem:{error.code}",
+            "title": error.title,
+            "status": error.status,
+            "code": error.code,
+            "detail": error.detail,
+            "request_id": scope["state"].get("request_id"),
+        }
+    ).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": headers,
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

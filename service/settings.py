@@ -20,6 +20,10 @@ class Settings(BaseSettings):
     job_lease_seconds: float = Field(default=30.0, gt=0)
     task_lease_seconds: float = Field(default=120.0, gt=0)
     agent_offline_seconds: float = Field(default=60.0, gt=0)
+    heartbeat_seconds: float = Field(default=20.0, gt=0, description="Between an agent's signs.")
+    canary_hours: float = Field(
+        default=24.0, gt=0, description="Between two looks at whether a target has drifted."
+    )
     enrolment_minutes: float = Field(default=10.0, gt=0)
     max_attempts: int = Field(default=4, gt=0, description="Attempts before a job has failed.")
     worker_poll_seconds: float = Field(default=0.5, gt=0)

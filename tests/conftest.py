@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,7 @@ PROFILE = {
     "threads": 1,
     "precision": "float32",
     "batch": 1,
+    "clock_state": "unmanaged",
 }
 _PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loads no certificates: loopback only
 
@@ -58,13 +60,19 @@ def measurement(latency_ms: float, **changes: object) -> dict[str, object]:
         "latency_ms": latency_ms,
         "p10_ms": latency_ms * 0.99,
         "p90_ms": latency_ms * 1.01,
+        "sigma_ms": latency_ms * 1e-3,
         "n": 100,
         "thread_cpu_ms": latency_ms,
         "contended_share": 0.0,
         "anchor_ms": 0.01,
+        "provider": "none",
+        "measured_at": datetime.now(UTC).isoformat(),
+        "grade": "C" if changes.get("flagged") else "A",
         "flagged": False,
         "note": "",
-        "protocol_version": 1,
+        "quarantined": [],
+        "protocol_version": 2,
+        "unit": "ms",
         "facts": {"cpu_count": 2},
         **changes,
     }
@@ -94,13 +102,20 @@ class Device:
         return {
             "task_id": task["id"],
             "fence": task["fence"],
+            "model_sha256": task["model_sha256"],
             "measurement": measurement(latency_ms, **changes),
         }
 
     def failure(self, task: dict, code: str) -> dict:
         """An item of an upload: why a leased task has no measurement."""
-        failed = {"code": code, "detail": "as the test wants it"}
-        return {"task_id": task["id"], "fence": task["fence"], "failure": failed}
+        reason = "noise" if code == "too_noisy" else "refused"
+        failed = {"code": code, "reason": reason, "detail": "as the test wants it"}
+        return {
+            "task_id": task["id"],
+            "fence": task["fence"],
+            "model_sha256": task["model_sha256"],
+            "failure": failed,
+        }
 
     def upload(self, items: list[dict], batch_id: str | None = None) -> httpx.Response:
         body = {"batch_id": batch_id or uuid.uuid4().hex, "items": items}
@@ -171,12 +186,12 @@ class Api:
             "code": self.code(),
             "name": "formula",
             "agent_version": "1",
-            "profile": {**PROFILE, **profile},
+            "profiles": [{**PROFILE, **profile}],
         }
         answer = self.client().post("/v1/agents", json=body)
         assert answer.status_code == 201, answer.text
         made = answer.json()
-        return Device(self.client(made["token"]), made["id"], made["target_id"], made["token"])
+        return Device(self.client(made["token"]), made["id"], made["target_ids"][0], made["token"])
 
     def code(self) -> str:
         """A fresh enrolment code."""

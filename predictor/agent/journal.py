@@ -16,29 +16,63 @@ class JournalEntry:
 
 
 class Journal:
-    """One file a batch in a folder; written and synced before the upload is tried."""
+    """One file a batch in a folder; written and synced before the upload is tried.
+
+    What cannot be written, because the disk is full, is kept in memory and uploaded all the
+    same.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unwritten: dict[str, JournalEntry] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, entry: JournalEntry) -> None:
-        """Keep `entry` across a crash or a reboot; the same batch again replaces it."""
+    def add(self, entry: JournalEntry) -> bool:
+        """Keep `entry` across a crash or a reboot; the same batch again replaces it.
+
+        Returns:
+            Whether it is on disk; if not, it is in memory alone until it is uploaded.
+        """
         partial = self._folder / f"{entry.batch_id}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump({"batch_id": entry.batch_id, "items": entry.items}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path(entry.batch_id))
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump({"batch_id": entry.batch_id, "items": entry.items}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path(entry.batch_id))
+            self._sync_folder()
+        except OSError:
+            self._unwritten[entry.batch_id] = JournalEntry(entry.batch_id, list(entry.items))
+            partial.unlink(missing_ok=True)  # its bytes may be what the next one needs
+            return False
+        self._unwritten.pop(entry.batch_id, None)
+        return True
 
     def pending(self) -> list[JournalEntry]:
-        """Every unacknowledged batch, oldest first."""
-        paths = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return [JournalEntry(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        """Every unacknowledged batch, oldest first; a file that cannot be read is set aside."""
+        found = {}
+        for path in sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+                found[document["batch_id"]] = JournalEntry(document["batch_id"], document["items"])
+            except (ValueError, KeyError, TypeError):
+                path.replace(path.with_suffix(".damaged"))
+        return list((found | self._unwritten).values())
 
     def discard(self, batch_id: str) -> None:
         """Forget a batch that the server has stored or finally refused."""
+        self._unwritten.pop(batch_id, None)
         self._path(batch_id).unlink(missing_ok=True)
 
     def _path(self, batch_id: str) -> Path:
         return self._folder / f"{batch_id}.json"
+
+    def _sync_folder(self) -> None:
+        """Make the new name itself outlast a power cut, where folders can be synced."""
+        if os.name != "posix":
+            return
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""How one model file is measured (protocol version 1).
+"""How one model file is measured (protocol version 2).
 
 Time is cut into slices of some milliseconds. Before and after each slice an anchor model
 runs a few times; where it takes longer than on the quiet device, other work had the core,
@@ -11,17 +11,19 @@ the result is the median, with deciles, over the calls of the quiet slices.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from predictor.agent import host
+from predictor.agent.runtimes.base import LoadedModel
 from predictor.errors import TooNoisyError
 from predictor.measurements import Effort, Measurement
 
-Run = Callable[[], object]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,26 @@ class Protocol:
         warmup_runs, warmup_seconds: both are reached before anything counts.
         min_runs, min_seconds: both are reached in quiet slices before it may stop.
         max_seconds: after this, it stops with what it has or gives up.
-        slice_seconds: how long the model runs between two looks at the anchor.
         interval: widest accepted 95 % confidence interval of the median, relative.
         anchor_tolerance: how much slower than its best the anchor may run, relative.
         decile_tolerance: largest accepted (median - p10) / median.
         cpu_tolerance: largest accepted wall time over thread-CPU time, less 1.
+        drift_tolerance: largest accepted difference between the medians of the last and of
+            the first third of the calls, relative.
+        heating_c: largest accepted rise of the temperature, in degrees.
     """
 
     warmup_runs: int = 10
     warmup_seconds: float = 0.03
     min_runs: int = 50
-    min_seconds: float = 0.04
+    min_seconds: float = 0.1
     max_seconds: float = 3.0
-    slice_seconds: float = 0.004
     interval: float = 0.01
     anchor_tolerance: float = 0.06
     decile_tolerance: float = 0.05
     cpu_tolerance: float = 0.10
+    drift_tolerance: float = 0.03
+    heating_c: float = 5.0
 
 
 EFFORTS: dict[Effort, Protocol] = {
@@ -62,75 +67,92 @@ EFFORTS: dict[Effort, Protocol] = {
 class Anchor:
     """A small model whose time tells whether the core is ours alone right now.
 
+    Args:
+        readings: earlier ones, in ms; without any, an opening of `opening_seconds` takes some.
+
     Attributes:
-        best_ms: its time on the quiet device: the 2nd percentile of the latest readings, because a
+        readings: the latest ones, in ms; pass them on to the next anchor of the same file.
+        best_ms: its time on the quiet device: the 2nd percentile of the readings, because a
             busy neighbour can spoil nine readings of ten.
     """
 
     _RUNS = 5
     _KEPT = 2000
 
-    def __init__(self, run: Run, opening_seconds: float = 2.0) -> None:
-        self._run = run
-        self._readings = [self._read()]
-        end = time.perf_counter() + opening_seconds
-        while time.perf_counter() < end:
-            self._readings.append(self._read())
-            time.sleep(0.002)  # spread over busy and quiet moments
+    def __init__(
+        self,
+        model: LoadedModel,
+        readings: list[float] | None = None,
+        opening_seconds: float = 2.0,
+    ) -> None:
+        self._model = model
+        self.readings = list(readings or ())
+        self._read()  # the first calls of a new session are slow
+        if not self.readings:
+            self.readings = [self._read()]
+            end = time.perf_counter() + opening_seconds
+            while time.perf_counter() < end:
+                self.readings.append(self._read())
+                time.sleep(0.002)  # spread over busy and quiet moments
         self.best_ms = self._floor()
 
     def is_quiet(self, tolerance: float) -> bool:
         """Whether the anchor runs within `tolerance` of its best at this moment."""
         reading = self._read()
-        self._readings.append(reading)
-        if len(self._readings) % 100 == 0:
-            del self._readings[: -self._KEPT]
+        self.readings.append(reading)
+        if len(self.readings) % 100 == 0:
+            del self.readings[: -self._KEPT]
             self.best_ms = self._floor()
         return reading <= self.best_ms * (1.0 + tolerance)
 
     def _read(self) -> float:
-        times = []
-        for _ in range(self._RUNS):
-            start = time.perf_counter_ns()
-            self._run()
-            times.append(time.perf_counter_ns() - start)
-        return sorted(times)[self._RUNS // 2] / 1e6
+        return sorted(self._model.time_calls(self._RUNS).wall_ns)[self._RUNS // 2] / 1e6
 
     def _floor(self) -> float:
-        return sorted(self._readings)[len(self._readings) // 50]
+        return sorted(self.readings)[len(self.readings) // 50]
 
 
-def measure(run: Run, anchor: Anchor, protocol: Protocol) -> Measurement:
-    """Measure the calls of `run` once.
+def measure(
+    model: LoadedModel,
+    anchor: Anchor,
+    protocol: Protocol,
+    *,
+    slice_seconds: float = 0.004,
+    facts: dict[str, Any] | None = None,
+) -> Measurement:
+    """Measure the calls of `model` once.
 
     The measurement comes back with `note` set when a noise gate failed; the caller decides
     whether to try again.
 
+    Args:
+        slice_seconds: how long the model runs between two looks at the anchor.
+        facts: what is known already and goes into the record.
+
     Raises:
         TooNoisyError: too few quiet slices in `max_seconds` to say anything.
+        RuntimeFailedError: the runtime failed on the way.
     """
+    before = host.transient_facts()
     deadline = time.perf_counter() + protocol.max_seconds
-    warm_until, warm_runs = time.perf_counter() + protocol.warmup_seconds, 0
-    while warm_runs < protocol.warmup_runs or time.perf_counter() < warm_until:
-        run()
-        warm_runs += 1
+    call_seconds = _warm_up(model, protocol)
 
     walls: list[int] = []  # ns, quiet slices only
     cpus: list[int] = []
     slices = quiet_slices = 0
     needed_ns = protocol.min_seconds * 1e9
     spent_ns = 0
-    before = anchor.is_quiet(protocol.anchor_tolerance)
+    quiet_before = anchor.is_quiet(protocol.anchor_tolerance)
     while True:
-        slice_walls, slice_cpus = _slice(run, protocol.slice_seconds)
-        after = anchor.is_quiet(protocol.anchor_tolerance)
+        calls = model.time_calls(max(1, round(slice_seconds / call_seconds)))
+        quiet_after = anchor.is_quiet(protocol.anchor_tolerance)
         slices += 1
-        if before and after:
+        if quiet_before and quiet_after:
             quiet_slices += 1
-            walls += slice_walls
-            cpus += slice_cpus
-            spent_ns += sum(slice_walls)
-        before = after
+            walls += calls.wall_ns
+            cpus += calls.thread_cpu_ns or ()
+            spent_ns += sum(calls.wall_ns)
+        quiet_before = quiet_after
         enough = len(walls) >= protocol.min_runs and spent_ns >= needed_ns
         if enough and quiet_slices % 4 == 0 and _interval(np.array(walls)) <= protocol.interval:
             break
@@ -143,46 +165,75 @@ def measure(run: Run, anchor: Anchor, protocol: Protocol) -> Measurement:
 
     times = np.array(walls) / 1e6
     p10, median, p90 = (float(q) for q in np.percentile(times, [10, 50, 90]))
-    cpu_ms = float(np.median(cpus)) / 1e6
-    notes = []
-    if (median - p10) / median > protocol.decile_tolerance:
-        notes.append(f"p10 is {(median - p10) / median:.1%} below the median")
-    if cpu_ms > 0.0 and median / cpu_ms - 1.0 > protocol.cpu_tolerance + 0.002 / cpu_ms:
-        notes.append(f"wall time is {median / cpu_ms:.2f} times the thread's processor time")
-    if (width := _interval(np.array(walls))) > 2 * protocol.interval:
-        notes.append(f"the median is only known to {width:.1%}")
+    cpu_ms = float(np.median(cpus)) / 1e6 if cpus else None
+    after = host.transient_facts()
+    width = _interval(times)
+    contended_share = 1.0 - quiet_slices / slices
+    notes = _failed_gates(times, cpu_ms, width, before, after, protocol)
+    good = width <= protocol.interval and contended_share <= 0.5
     return Measurement(
         latency_ms=median,
         p10_ms=p10,
         p90_ms=p90,
+        sigma_ms=median * width / (2 * 1.96),
         n=len(walls),
         thread_cpu_ms=cpu_ms,
-        contended_share=1.0 - quiet_slices / slices,
+        contended_share=contended_share,
         anchor_ms=anchor.best_ms,
+        provider=model.provider,
+        measured_at=datetime.now(UTC).isoformat(),
+        grade="A" if good else "B",
         note="; ".join(notes),
-        facts=host.transient_facts(),
+        facts={**(facts or {}), **after},
     )
 
 
-def _slice(run: Run, seconds: float) -> tuple[list[int], list[int]]:
-    walls, cpus = [], []
-    end = time.perf_counter_ns() + int(seconds * 1e9)
+def _warm_up(model: LoadedModel, protocol: Protocol) -> float:
+    """Run until warm; what one call takes by then, in seconds."""
+    warm_until, warm_runs = time.perf_counter() + protocol.warmup_seconds, 0
     while True:
-        cpu, start = time.thread_time_ns(), time.perf_counter_ns()
-        run()
-        stop = time.perf_counter_ns()
-        walls.append(stop - start)
-        cpus.append(time.thread_time_ns() - cpu)
-        if stop >= end:
-            return walls, cpus
+        started = time.perf_counter()
+        calls = model.time_calls(max(1, protocol.warmup_runs // 3))
+        warm_runs += len(calls.wall_ns)
+        if warm_runs >= protocol.warmup_runs and time.perf_counter() >= warm_until:
+            return max(1e-7, (time.perf_counter() - started) / len(calls.wall_ns))
 
 
-def _interval(walls: NDArray[np.int64]) -> float:
+def _failed_gates(
+    times: Floats,
+    cpu_ms: float | None,
+    width: float,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    protocol: Protocol,
+) -> list[str]:
+    """Why a measurement is to be set aside; empty when it is sound."""
+    notes = []
+    p10, median = (float(q) for q in np.percentile(times, [10, 50]))
+    if (median - p10) / median > protocol.decile_tolerance:
+        notes.append(f"p10 is {(median - p10) / median:.1%} below the median")
+    if cpu_ms and median / cpu_ms - 1.0 > protocol.cpu_tolerance + 0.002 / cpu_ms:
+        notes.append(f"wall time is {median / cpu_ms:.2f} times the thread's processor time")
+    if width > 2 * protocol.interval:
+        notes.append(f"the median is only known to {width:.1%}")
+    third = len(times) // 3
+    drift = float(np.median(times[-third:]) / np.median(times[:third])) - 1.0
+    if abs(drift) > protocol.drift_tolerance:
+        notes.append(f"the latency drifted by {drift:+.1%} while it was measured")
+    heat = after.get("temperature_c", 0.0) - before.get("temperature_c", 0.0)
+    if heat > protocol.heating_c:
+        notes.append(f"the device heated by {heat:.0f} °C")
+    if after.get("throttled", 0) > before.get("throttled", 0):
+        notes.append("the processor was throttled")
+    return notes
+
+
+def _interval(times: NDArray[Any]) -> float:
     """Width of the 95 % confidence interval of the median, relative, from order statistics."""
-    n = len(walls)
+    n = len(times)
     if n < 10:
         return math.inf
-    ordered = np.sort(walls)
+    ordered = np.sort(times)
     reach = 0.98 * math.sqrt(n)  # 1.96 standard deviations of Binomial(n, 1/2)
     low, high = int(n / 2 - reach), min(n - 1, math.ceil(n / 2 + reach))
     return float((ordered[high] - ordered[max(0, low)]) / ordered[n // 2])

@@ -1,137 +1,156 @@
 """The agent's loop: lease, measure, journal, upload. Read this first."""
 
 import random
+import threading
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
 from predictor.agent.connection import Connection, LeasedTask, ServerRefusedError
 from predictor.agent.journal import Journal, JournalEntry
-from predictor.agent.protocol import EFFORTS, Anchor, Run, measure
-from predictor.errors import RuntimeFailedError, TooNoisyError
-from predictor.measurements import Measurement, TargetProfile
+from predictor.agent.results import Measures, Try, failure, in_words, one_try, settled
+from predictor.errors import NotAuthenticError, TaskFailedError
+from predictor.measurements import TargetProfile
 
 AGENT_VERSION = version("tailor-nas")
-TRIES = 4
-"""How often a subject that fails a noise gate is measured before it is stored flagged."""
-
 _LEASE_LIMIT = 8
 
 
-class Runtime(Protocol):
-    """What executes models on this device."""
-
-    def profile(self) -> TargetProfile:
-        """The target that this host is when it measures with this runtime."""
-        ...
-
-    def load(self, model: bytes) -> Run:
-        """A call that runs `model` once.
-
-        Raises:
-            RuntimeFailedError: the runtime refuses the file.
-        """
-        ...
-
-
-def run_agent(
-    connection: Connection,
-    journal: Journal,
-    runtime: Runtime,
-    *,
-    should_stop: Callable[[], bool],
-    say: Callable[[str], None],
-    poll_seconds: float = 10.0,
-) -> None:
-    """Measure what the API leases until `should_stop`; nothing measured is ever lost.
+class Agent:
+    """Measures what the API leases, for every target it was enrolled for.
 
     Args:
-        should_stop: asked between two tasks.
+        targets: what measures, and as what profile, by target id.
         say: hears one line for each task and upload.
         poll_seconds: how long one lease request may wait for work.
     """
-    anchors: dict[str, Anchor] = {}
-    while True:
-        try:
-            _upload_pending(connection, journal, say)
-            if should_stop():
-                return
-            batch_id, items = uuid.uuid4().hex, list[dict[str, Any]]()
-            tasks = connection.lease(_LEASE_LIMIT, poll_seconds)
-            random.shuffle(tasks)  # drift must not line up with the order of a kit
-            for task in tasks:
-                if should_stop():
-                    break
-                items.append(_perform(task, connection, runtime, anchors, say))
-                journal.add(JournalEntry(batch_id, items))  # kept even if we die now
-        except httpx.HTTPError as error:
-            say(f"the API is out of reach, trying again: {error}")
-            if should_stop():
-                return
 
+    def __init__(
+        self,
+        connection: Connection,
+        journal: Journal,
+        targets: Mapping[str, tuple[TargetProfile, Measures]],
+        *,
+        say: Callable[[str], None],
+        poll_seconds: float = 10.0,
+    ) -> None:
+        self._connection = connection
+        self._journal = journal
+        self._targets = targets
+        self._say = say
+        self._poll_seconds = poll_seconds
+        self._activity = "starting"
+        self._drain = threading.Event()
 
-def _perform(
-    task: LeasedTask,
-    connection: Connection,
-    runtime: Runtime,
-    anchors: dict[str, Anchor],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """One task's result, as it is uploaded: a measurement or the reason there is none."""
-    result: dict[str, Any] = {"task_id": task.id, "fence": task.fence}
-    try:
-        if task.anchor_sha256 not in anchors:
-            anchors[task.anchor_sha256] = Anchor(
-                runtime.load(connection.download(task.anchor_sha256))
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Work until `should_stop` or until drained; nothing measured is ever lost.
+
+        Args:
+            should_stop: asked between two tasks.
+        """
+        with self._heartbeats():
+            while True:
+                try:
+                    self._upload_pending()
+                    if self._drain.is_set():
+                        self._say("drained: the last task is done and uploaded")
+                        return
+                    if should_stop():
+                        return
+                    self._activity = "waiting for work"
+                    lease = self._connection.lease(_LEASE_LIMIT, self._poll_seconds)
+                    if lease.draining:
+                        self._drain.set()
+                    self._work_off(lease.tasks, lambda: should_stop() or self._drain.is_set())
+                except httpx.HTTPError as error:
+                    self._say(f"the API is out of reach, trying again: {error}")
+                    if should_stop():
+                        return
+
+    def _work_off(self, tasks: list[LeasedTask], should_stop: Callable[[], bool]) -> None:
+        """Measure `tasks` in random order; what was too noisy comes last again."""
+        random.shuffle(tasks)  # drift must not line up with the order of a kit
+        batch_id, items = uuid.uuid4().hex, list[dict[str, Any]]()
+        tries: dict[str, list[Try]] = {task.id: [] for task in tasks}
+        waiting = list(tasks)
+        while waiting and not should_stop():
+            task = waiting.pop(0)
+            self._activity = task.subject[:200]
+            try:
+                result = settled(self._try(task), tries[task.id])
+            except TaskFailedError as error:
+                result = failure(error.code, error.reason, error.detail)
+            except (NotAuthenticError, ServerRefusedError) as error:
+                result = failure("unsupported", "not_authentic", str(error))
+            if result is None:
+                waiting.append(task)
+                continue
+            self._say(f"{task.subject}: {in_words(result)}")
+            items.append(
+                {
+                    "task_id": task.id,
+                    "fence": task.fence,
+                    "model_sha256": task.model_sha256,
+                    **result,
+                }
             )
-        run = runtime.load(connection.download(task.model_sha256))
-        measurement = _measure_until_quiet(run, anchors[task.anchor_sha256], task)
-    except (RuntimeFailedError, ServerRefusedError) as error:
-        say(f"{task.subject}: unsupported: {error}")
-        return {**result, "failure": {"code": "unsupported", "detail": str(error)[:500]}}
-    except TooNoisyError as error:
-        say(f"{task.subject}: too noisy: {error}")
-        return {**result, "failure": {"code": "too_noisy", "detail": str(error)[:500]}}
-    doubt = f"  flagged: {measurement.note}" if measurement.flagged else ""
-    say(f"{task.subject}: {measurement.latency_ms:.4f} ms (n={measurement.n}){doubt}")
-    return {**result, "measurement": asdict(measurement)}
+            if not self._journal.add(JournalEntry(batch_id, items)):  # else kept if we die now
+                self._say("the journal cannot be written; results are in memory until uploaded")
+                return
 
+    def _try(self, task: LeasedTask) -> Try:
+        _, stopwatch = self._targets[task.target_id]
+        self._connection.check_signature(task)
+        anchor = self._connection.download(task.anchor_sha256)
+        model = self._connection.download(task.model_sha256)
+        return one_try(stopwatch, model, task.anchor_sha256, anchor, task.effort)
 
-def _measure_until_quiet(run: Run, anchor: Anchor, task: LeasedTask) -> Measurement:
-    """The first measurement that passes every noise gate, else the best one, flagged.
+    def _upload_pending(self) -> None:
+        for entry in self._journal.pending():
+            try:
+                report = self._connection.upload(entry)
+            except ServerRefusedError as error:
+                self._say(f"batch {entry.batch_id[:8]} was refused: {error}")
+            else:
+                for item in report["items"]:
+                    if not item["accepted"]:
+                        self._say(f"{item['task_id']}: not accepted: {item['reason']}")
+            self._journal.discard(entry.batch_id)
 
-    Raises:
-        TooNoisyError: no try gave a measurement at all.
-    """
-    tries: list[Measurement] = []
-    trouble: TooNoisyError | None = None
-    for _ in range(TRIES):
+    @contextmanager
+    def _heartbeats(self) -> Iterator[None]:
+        """Meanwhile, a thread tells the API that this agent lives, and hears what it wants."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        thread.start()
         try:
-            measurement = measure(run, anchor, EFFORTS[task.effort])
-        except TooNoisyError as error:
-            trouble = error
-            continue
-        if not measurement.note:
-            return measurement
-        tries.append(measurement)
-    if not tries:
-        assert trouble is not None
-        raise trouble
-    return replace(min(tries, key=lambda m: m.latency_ms), flagged=True)
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
-
-def _upload_pending(connection: Connection, journal: Journal, say: Callable[[str], None]) -> None:
-    for entry in journal.pending():
-        try:
-            report = connection.upload(entry)
-        except ServerRefusedError as error:
-            say(f"batch {entry.batch_id[:8]} was refused: {error}")
-        else:
-            for item in report["items"]:
-                if not item["accepted"]:
-                    say(f"{item['task_id']}: not accepted: {item['reason']}")
-        journal.discard(entry.batch_id)
+    def _beat(self, stop: threading.Event) -> None:
+        seconds, told = 1.0, set[str]()
+        while not stop.is_set():
+            try:
+                answer = self._connection.heartbeat(
+                    AGENT_VERSION,
+                    self._activity,
+                    len(self._journal.pending()),
+                    {target: profile for target, (profile, _) in self._targets.items()},
+                )
+            except (httpx.HTTPError, ServerRefusedError, OSError):
+                pass  # the loop meets the same trouble and says so
+            else:
+                seconds = answer["heartbeat_seconds"]
+                if answer["draining"]:
+                    self._drain.set()
+                for stale in answer["stale"]:
+                    if stale["text"] not in told:
+                        told.add(stale["text"])
+                        self._say(f"{stale['target_id']}: {stale['text']}")
+            stop.wait(seconds)

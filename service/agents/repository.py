@@ -6,28 +6,41 @@ from datetime import timedelta
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from service.agents.models import Agent, EnrolmentCode
+from service.agents.models import Agent, AgentTarget, EnrolmentCode
 from service.auth.tokens import new_code, new_token, token_hash
 from service.db.base import new_id, utc_now
 from service.errors import NotFoundError
 
 
-def create_code(session: Session, created_by: str, minutes: float) -> tuple[EnrolmentCode, str]:
+def create_code(
+    session: Session, created_by: str, minutes: float, search_space: str | None
+) -> tuple[EnrolmentCode, str]:
     """A new one-time code; only its hash is stored."""
     code = new_code()
     row = EnrolmentCode(
         code_hash=token_hash(code),
         created_by=created_by,
+        search_space=search_space,
         expires_at=utc_now() + timedelta(minutes=minutes),
     )
     session.add(row)
     return row, code
 
 
-def redeem_code(session: Session, code: str) -> bool:
-    """Use a code up; False when it is unknown, used or expired."""
+def space_of_code(session: Session, code: str) -> str | None:
+    """The search space that an unused code brings with it."""
+    return session.scalar(
+        select(EnrolmentCode.search_space).where(
+            EnrolmentCode.code_hash == token_hash(code.strip().upper()),
+            EnrolmentCode.used_at.is_(None),
+        )
+    )
+
+
+def redeem_code(session: Session, code: str) -> EnrolmentCode | None:
+    """Use a code up; None when it is unknown, used or expired."""
     now = utc_now()
-    redeemed = session.scalars(
+    return session.scalars(
         update(EnrolmentCode)
         .where(
             EnrolmentCode.code_hash == token_hash(code.strip().upper()),
@@ -35,18 +48,18 @@ def redeem_code(session: Session, code: str) -> bool:
             EnrolmentCode.expires_at > now,
         )
         .values(used_at=now)
-        .returning(EnrolmentCode.code_hash)
+        .returning(EnrolmentCode)
     ).first()
-    return redeemed is not None
 
 
-def create_agent(session: Session, target_id: str, name: str, version: str) -> tuple[Agent, str]:
-    """A new agent and its token, which nobody can read again."""
+def create_agent(
+    session: Session, target_ids: Sequence[str], name: str, version: str
+) -> tuple[Agent, str]:
+    """A new agent of these targets and its token, which nobody can read again."""
     token = new_token("tla")
     now = utc_now()
     agent = Agent(
         id=new_id("agt"),
-        target_id=target_id,
         name=name,
         version=version,
         token_hash=token_hash(token),
@@ -54,6 +67,9 @@ def create_agent(session: Session, target_id: str, name: str, version: str) -> t
         last_seen_at=now,
     )
     session.add(agent)
+    session.flush()
+    for position, target_id in enumerate(dict.fromkeys(target_ids)):
+        session.add(AgentTarget(agent_id=agent.id, target_id=target_id, position=position))
     return agent, token
 
 
@@ -64,9 +80,39 @@ def find_agent_by_token(session: Session, token: str) -> Agent | None:
     ).first()
 
 
-def seen(session: Session, agent_id: str) -> None:
-    """Note that the agent is alive."""
-    session.execute(update(Agent).where(Agent.id == agent_id).values(last_seen_at=utc_now()))
+def get_agent(session: Session, agent_id: str) -> Agent:
+    """The agent of that id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    agent = session.get(Agent, agent_id)
+    if agent is None:
+        raise NotFoundError(f"no agent has id {agent_id}")
+    return agent
+
+
+def seen(session: Session, agent_id: str, **told: object) -> None:
+    """Note that the agent is alive, and what else it told."""
+    session.execute(
+        update(Agent).where(Agent.id == agent_id).values(last_seen_at=utc_now(), **told)
+    )
+
+
+def count_items(
+    session: Session, agent_id: str, *, accepted: int, rejected: int, flagged: int
+) -> None:
+    """Add to what is known of the agent's uploads; an upload is a sign of life, too."""
+    session.execute(
+        update(Agent)
+        .where(Agent.id == agent_id)
+        .values(
+            accepted=Agent.accepted + accepted,
+            rejected=Agent.rejected + rejected,
+            flagged=Agent.flagged + flagged,
+            last_seen_at=utc_now(),
+        )
+    )
 
 
 def list_agents(session: Session, cursor: str | None, limit: int) -> Sequence[Agent]:
@@ -77,6 +123,16 @@ def list_agents(session: Session, cursor: str | None, limit: int) -> Sequence[Ag
     return session.scalars(statement).all()
 
 
+def agents_of(session: Session, target_id: str) -> Sequence[Agent]:
+    """The agents of a target that are not revoked."""
+    return session.scalars(
+        select(Agent)
+        .join(AgentTarget, AgentTarget.agent_id == Agent.id)
+        .where(AgentTarget.target_id == target_id, Agent.revoked_at.is_(None))
+        .order_by(Agent.id)
+    ).all()
+
+
 def n_online(session: Session, target_id: str, offline_seconds: float) -> int:
     """How many agents of a target were heard of lately."""
     since = utc_now() - timedelta(seconds=offline_seconds)
@@ -84,8 +140,9 @@ def n_online(session: Session, target_id: str, offline_seconds: float) -> int:
         session.scalar(
             select(func.count())
             .select_from(Agent)
+            .join(AgentTarget, AgentTarget.agent_id == Agent.id)
             .where(
-                Agent.target_id == target_id,
+                AgentTarget.target_id == target_id,
                 Agent.revoked_at.is_(None),
                 Agent.last_seen_at > since,
             )
@@ -100,7 +157,5 @@ def revoke_agent(session: Session, agent_id: str) -> None:
     Raises:
         NotFoundError: no agent has that id.
     """
-    agent = session.get(Agent, agent_id)
-    if agent is None:
-        raise NotFoundError(f"no agent has id {agent_id}")
+    agent = get_agent(session, agent_id)
     agent.revoked_at = agent.revoked_at or utc_now()

@@ -187,7 +187,7 @@ def _installation(
         agent_id = agent.id
         spawn("agent", "agent", "run", "--state", state)
         lines.end()
-        yield client, agent.target_id, check
+        yield client, agent.target_ids[0], check
     finally:
         if client is not None:
             if agent_id is not None:

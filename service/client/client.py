@@ -15,7 +15,7 @@ from service.auth.schemas import KeyCreated, KeyRead
 from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
 from service.latency_models.schemas import LatencyModelRead
 from service.machines.schemas import MachineRead
-from service.measurements.schemas import KitRead
+from service.measurements.schemas import KitFilesRead, KitRead
 from service.schemas import Page
 from service.searches.schemas import (
     TERMINAL,
@@ -74,9 +74,22 @@ class Client:
         """Every agent, newest first."""
         return list(self._pages("/v1/agents", AgentRead))
 
-    def create_enrolment_code(self) -> EnrolmentCodeCreated:
-        """A one-time code for `tailor agent enrol`."""
-        return self._post("/v1/enrolment-codes", None, EnrolmentCodeCreated)
+    def agent(self, agent_id: str) -> AgentRead:
+        """One agent."""
+        return self._get(f"/v1/agents/{agent_id}", AgentRead)
+
+    def create_enrolment_code(self, search_space: str | None = None) -> EnrolmentCodeCreated:
+        """A one-time code for `tailor agent enrol`; the space is measured on what enrols."""
+        body = {"search_space": search_space}
+        return self._post("/v1/enrolment-codes", body, EnrolmentCodeCreated)
+
+    def drain_agent(self, agent_id: str) -> AgentRead:
+        """Let an agent finish its current task and leave."""
+        return self._post(f"/v1/agents/{agent_id}/drain", None, AgentRead)
+
+    def resume_agent(self, agent_id: str) -> AgentRead:
+        """Let a drained agent have work again."""
+        return self._post(f"/v1/agents/{agent_id}/resume", None, AgentRead)
 
     def revoke_agent(self, agent_id: str) -> None:
         """Make an agent's token worthless."""
@@ -89,6 +102,16 @@ class Client:
     def kit(self, kit_id: str) -> KitRead:
         """A kit and how far its measuring is."""
         return self._get(f"/v1/kits/{kit_id}", KitRead)
+
+    def kit_files(self, search_space: str, precision: str = "float32") -> KitFilesRead:
+        """The signed list of the files that a space's kit holds."""
+        return self._get(
+            "/v1/kit-files", KitFilesRead, search_space=search_space, precision=precision
+        )
+
+    def kit_file(self, sha256: str) -> bytes:
+        """One file of a kit."""
+        return self._request("GET", f"/v1/kit-files/{sha256}").content
 
     def latency_models(self, target: str | None = None) -> list[LatencyModelRead]:
         """Latency models, newest first."""

@@ -1,5 +1,7 @@
 """Bringing a store's schema to this version, with Alembic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -21,8 +23,32 @@ def alembic_config(url: str) -> Config:
 
 def migrate(database: Database) -> None:
     """Upgrade the store to the newest revision; harmless when it is there already."""
-    config = alembic_config(database.url)
-    with database.engine.execution_options(tailor_writes=True).begin() as connection:
-        take_turns(connection, "migrate")  # several processes may start at once
-        config.attributes["connection"] = connection
+    with changing_schema(database) as config:
         command.upgrade(config, "head")
+
+
+@contextmanager
+def changing_schema(database: Database) -> Iterator[Config]:
+    """Alembic's configuration within one transaction that no other migration shares.
+
+    SQLite alters a table by copying and dropping it, which its foreign keys forbid; they
+    rest meanwhile, and are checked before the transaction commits.
+    """
+    config = alembic_config(database.url)
+    with database.engine.execution_options(tailor_writes=True).connect() as connection:
+        sqlite = connection.dialect.name == "sqlite"
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        if sqlite:
+            raw.execute("PRAGMA foreign_keys=OFF")
+        try:
+            with connection.begin():
+                take_turns(connection, "migrate")  # several processes may start at once
+                config.attributes["connection"] = connection
+                yield config
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check") if sqlite else None
+                if broken is not None and (row := broken.first()):
+                    raise RuntimeError(f"the migration broke a reference of table {row[0]}")
+        finally:
+            if sqlite:
+                raw.execute("PRAGMA foreign_keys=ON")

@@ -1,23 +1,33 @@
 """Every table, imported so that `Base.metadata` is complete."""
 
-from service.agents.models import Agent, EnrolmentCode
+from service.agents.models import Agent, AgentTarget, EnrolmentCode, SigningKey
 from service.auth.models import ApiKey
 from service.db.base import Base
 from service.jobs.models import Job, JobAttempt
 from service.latency_models.models import LatencyModel
 from service.machines.models import Machine
-from service.measurements.models import Kit, Measurement, MeasurementTask, UploadedBatch
+from service.measurements.models import (
+    Kit,
+    KitFile,
+    KitItem,
+    Measurement,
+    MeasurementTask,
+    UploadedBatch,
+)
 from service.searches.models import Search, SearchArtifact, SearchEvent
 from service.targets.models import Target
 
 __all__ = [
     "Agent",
+    "AgentTarget",
     "ApiKey",
     "Base",
     "EnrolmentCode",
     "Job",
     "JobAttempt",
     "Kit",
+    "KitFile",
+    "KitItem",
     "LatencyModel",
     "Machine",
     "Measurement",
@@ -25,6 +35,7 @@ __all__ = [
     "Search",
     "SearchArtifact",
     "SearchEvent",
+    "SigningKey",
     "Target",
     "UploadedBatch",
 ]

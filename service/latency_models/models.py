@@ -22,4 +22,5 @@ class LatencyModel(Base):
     document: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any]]
     active: Mapped[bool]
+    stale: Mapped[dict[str, Any] | None]  # why it no longer holds: code, text, since
     created_at: Mapped[datetime]

@@ -23,6 +23,27 @@ def active_model(session: Session, target_id: str, space_digest: str) -> Latency
     ).first()
 
 
+def active_models(
+    session: Session, target_id: str
+) -> list[tuple[LatencyModel, NetworkLatencyModel]]:
+    """The models that price searches on a target, one a space, with their numbers."""
+    rows = session.scalars(
+        select(LatencyModel)
+        .where(LatencyModel.target_id == target_id, LatencyModel.active)
+        .order_by(LatencyModel.id)
+    )
+    return [(row, NetworkLatencyModel.from_document(row.document)) for row in rows]
+
+
+def mark_stale(
+    session: Session, target_id: str, code: str, text: str, model_id: str | None = None
+) -> None:
+    """Say why active models of a target no longer hold, where it is not said yet."""
+    for row, _ in active_models(session, target_id):
+        if row.stale is None and model_id in (None, row.id):
+            row.stale = {"code": code, "text": text, "since": utc_now().isoformat()}
+
+
 def get_model(session: Session, model_id: str) -> LatencyModel:
     """The latency model of that id.
 

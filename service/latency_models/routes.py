@@ -42,6 +42,7 @@ def _read(row: LatencyModel) -> LatencyModelRead:
         target=row.target_id,
         search_space=row.space,
         active=row.active,
+        stale=row.stale,
         fastest_ms=fastest_ms,
         slowest_ms=slowest_ms,
         margin=model.margin,

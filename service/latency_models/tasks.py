@@ -1,13 +1,23 @@
 """The fit of a latency model, as a worker's attempt runs it."""
 
+from dataclasses import asdict
+
+from predictor.consensus import Reading, consensus
 from predictor.errors import PredictorError
 from predictor.fit import fit_latency_model
+from predictor.kits import canary_items
 from search_core.space.presets import get_space
 from service.db.database import take_turns
 from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
 from service.latency_models.repository import activate
-from service.measurements.repository import get_kit, kit_measurements
+from service.measurements.repository import (
+    failures_of_kit,
+    get_kit,
+    kit_items,
+    measurements_of_subjects,
+    supersede,
+)
 from service.searches.lifecycle import end, enter_phase, model_key
 from service.searches.repository import waiting_for
 
@@ -19,12 +29,23 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
     """
     with context.database.reading() as session:
         kit = get_kit(session, kit_id)
-        rows = kit_measurements(session, kit_id)
+        subjects = [item.subject for item in kit_items(session, kit_id)]
+        canaries = [item.subject for item in canary_items()]
+        rows = measurements_of_subjects(session, kit.target_id, [*subjects, *canaries])
+        failures = failures_of_kit(session, kit_id)
     space = get_space(kit.space)
-    measured_ms = {row.subject: row.latency_ms for row in rows}
+    found = consensus(Reading(r.subject, r.agent_id, r.latency_ms, r.flagged) for r in rows)
+    unsupported = {s for s, f in failures.items() if f.get("code") == "unsupported"}
+    unchecked = set(subjects) - set(found.measured_ms) - set(failures)
+    if unchecked and found.trusted:  # only agents that are not believed have measured these
+        with context.transaction() as (session, job):
+            supersede(session, kit_id, sorted(unchecked), only_agent_id=found.trusted[0])
+            jobs.finish(session, job, "succeeded")
+        return
+    measured_ms = found.measured_ms
     key = model_key(kit.target_id, kit.space_digest)
     try:
-        model, report = fit_latency_model(space, measured_ms)
+        model, report = fit_latency_model(space, measured_ms, unsupported)
     except PredictorError as error:
         with context.transaction() as (session, job):
             take_turns(session, key)
@@ -33,11 +54,15 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
                 end(session, search, "failed", code="no_latency_model", text=str(error))
             jobs.finish(session, job, "failed", str(error))
         return
+    of_kit = [row for row in rows if row.subject in measured_ms]
     report["measurements"] = {
-        "n": len(rows),
-        "flagged": sum(row.flagged for row in rows),
-        "mean_contended_share": sum(row.contended_share for row in rows) / len(rows),
+        "n": len(of_kit),
+        "flagged": sum(row.flagged for row in of_kit),
+        "mean_contended_share": sum(row.contended_share for row in of_kit) / len(of_kit),
+        "grades": {g: sum(row.grade == g for row in of_kit) for g in ("A", "B", "C")},
     }
+    report["agents"] = [asdict(verdict) for verdict in found.verdicts]
+    report["unsupported"] = {s: failures[s] for s in sorted(unsupported)}
     with context.transaction() as (session, job):
         take_turns(session, key)  # a search created meanwhile waits for it, or has it
         activate(session, kit.target_id, space.name, model, report)

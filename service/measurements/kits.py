@@ -1,46 +1,150 @@
 """What has to be measured, and whether it has been."""
 
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
 from sqlalchemy.orm import Session
 
-from predictor.kits import anchor_item, plan_kit
+from predictor.kits import (
+    BUILDER_VERSION,
+    KitItem,
+    anchor_item,
+    canary_items,
+    plan_kit,
+    subject_weights,
+)
 from search_core.space.space import SearchSpace
 from service.artifacts import ArtifactStore
 from service.db.base import new_id, utc_now
-from service.db.database import take_turns
-from service.measurements.models import Kit
-from service.measurements.repository import add_task, find_kit, retry_failed
+from service.db.database import Database, take_turns
+from service.measurements import models
+from service.measurements.repository import (
+    add_task,
+    find_files,
+    find_kit,
+    kit_items,
+    kit_progress,
+    n_flagged,
+    retry_failed,
+    reusable_tasks,
+)
+from service.targets.models import Target
+
+_FIRST = 1e6
+"""Priority of calibration networks: they bound what a space can do on a target."""
 
 
-def ensure_kit(
-    session: Session, artifacts: ArtifactStore, target_id: str, space: SearchSpace
-) -> Kit:
-    """The kit of `space` on a target; created with all its tasks if it is new.
+class KitProgress(NamedTuple):
+    """How far the measuring of a kit is."""
 
-    What could not be measured before is asked for again.
+    status: Literal["measuring", "measured", "incomplete"]
+    completed: int
+    failed: int
+    flagged: int
+    total: int
+
+
+def build_files(
+    database: Database, artifacts: ArtifactStore, space: SearchSpace, precision: str, batch: int
+) -> None:
+    """Build the files of a kit that nobody has built yet; call it before a transaction begins.
+
+    Quantising takes seconds, and no other writer should wait for it.
     """
-    take_turns(session, f"kit:{target_id}:{space.digest}")
-    kit = find_kit(session, target_id, space.digest)
-    if kit is not None:
-        retry_failed(session, kit.id)
+    items = {item.subject: item for item in (*plan_kit(space), *canary_items(), anchor_item())}
+    with database.reading() as session:
+        known = find_files(session, list(items), precision, batch)
+    built = {s: _build(item, precision, batch) for s, item in items.items() if s not in known}
+    rows = [
+        models.KitFile(
+            subject=subject,
+            precision=precision,
+            batch=batch,
+            builder_version=BUILDER_VERSION,
+            sha256=artifacts.put(content),
+            n_bytes=len(content),
+        )
+        for subject, content in built.items()
+    ]
+    if rows:
+        with database.transaction() as session:
+            take_turns(session, "kit files")
+            meanwhile = find_files(session, list(built), precision, batch)
+            session.add_all(row for row in rows if row.subject not in meanwhile)
+
+
+def _build(item: KitItem, precision: str, batch: int) -> bytes:
+    content = item.build(batch)
+    if precision == "int8":
+        from predictor.quantize import quantize
+
+        content = quantize(content)
+    return content
+
+
+def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.Kit:
+    """The kit of `space` on a target, with a task for all that was never measured there.
+
+    Kits share tasks: a block that another space has brought is measured once. What could
+    not be measured before is asked for again. `build_files` has built the files.
+    """
+    take_turns(session, f"kits:{target.id}")
+    kit = find_kit(session, target.id, space.digest)
+    if kit is None:
+        kit = models.Kit(
+            id=new_id("kit"),
+            target_id=target.id,
+            space=space.name,
+            space_digest=space.digest,
+            created_at=utc_now(),
+        )
+        session.add(kit)
+        session.flush()
+    retry_failed(session, kit.id)
+    there = {item.subject for item in kit_items(session, kit.id)}
+    missing = [item for item in plan_kit(space) if item.subject not in there]
+    if not missing:
         return kit
-    kit = Kit(
-        id=new_id("kit"),
-        target_id=target_id,
-        space=space.name,
-        space_digest=space.digest,
-        created_at=utc_now(),
-    )
-    session.add(kit)
-    session.flush()
-    anchor_sha256 = artifacts.put(anchor_item(space).build())
-    for item in plan_kit(space):
-        add_task(
+    precision, batch = target.profile["precision"], target.profile["batch"]
+    subjects = [item.subject for item in (*missing, anchor_item())]
+    sha256 = {s: row.sha256 for s, row in find_files(session, subjects, precision, batch).items()}
+    tasks = reusable_tasks(session, target.id, sha256)
+    priorities = _priorities(space, missing)
+    for item in missing:
+        task = tasks.get(item.subject) or add_task(
             session,
-            target_id=target_id,
-            kit_id=kit.id,
+            target_id=target.id,
+            purpose="kit",
             subject=item.subject,
             effort="table",
-            model_sha256=artifacts.put(item.build()),
-            anchor_sha256=anchor_sha256,
+            model_sha256=sha256[item.subject],
+            anchor_sha256=sha256[anchor_item().subject],
+            priority=priorities[item.subject],
         )
+        session.flush()
+        session.add(
+            models.KitItem(kit_id=kit.id, subject=item.subject, task_id=task.id, role=item.role)
+        )
+    session.flush()
     return kit
+
+
+def _priorities(space: SearchSpace, items: Sequence[KitItem]) -> dict[str, float]:
+    """Calibration networks, then blocks by their weight in an average network, then the test."""
+    weights = subject_weights(space)
+    by_role = {"calibration": _FIRST, "held_out": -1.0}
+    return {item.subject: by_role.get(item.role, weights.get(item.subject, 0.0)) for item in items}
+
+
+def read_progress(session: Session, kit_id: str) -> KitProgress:
+    """How far the measuring of a kit is."""
+    counts = kit_progress(session, kit_id)
+    total, done, failed = sum(counts.values()), counts.get("done", 0), counts.get("failed", 0)
+    is_open = total - done - failed
+    return KitProgress(
+        status="measuring" if is_open else "incomplete" if failed else "measured",
+        completed=done,
+        failed=failed,
+        flagged=n_flagged(session, kit_id),
+        total=total,
+    )

@@ -22,18 +22,47 @@ class Kit(Base):
     created_at: Mapped[datetime]
 
 
+class KitItem(Base):
+    """One thing a kit needs, and the task that measures it; kits share tasks."""
+
+    __tablename__ = "kit_items"
+
+    kit_id: Mapped[str] = mapped_column(ForeignKey("kits.id"), primary_key=True)
+    subject: Mapped[str] = mapped_column(Text, primary_key=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("measurement_tasks.id"), index=True)
+    role: Mapped[str] = mapped_column(Text)  # block, calibration, held_out
+
+
+class KitFile(Base):
+    """The model file that was built for a subject once and for all."""
+
+    __tablename__ = "kit_files"
+
+    subject: Mapped[str] = mapped_column(Text, primary_key=True)
+    precision: Mapped[str] = mapped_column(Text, primary_key=True)
+    batch: Mapped[int] = mapped_column(primary_key=True)
+    builder_version: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(Text, index=True)
+    n_bytes: Mapped[int]
+
+
 class MeasurementTask(Base):
     """One model file to measure on a target; leased by an agent, fenced like a job."""
 
     __tablename__ = "measurement_tasks"
-    __table_args__ = (Index(None, "target_id", "status", "effort", "created_at"),)
+    __table_args__ = (
+        Index(None, "target_id", "status", "effort", "priority"),
+        Index(None, "target_id", "subject"),
+    )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     target_id: Mapped[str] = mapped_column(ForeignKey("targets.id"))
-    kit_id: Mapped[str | None] = mapped_column(ForeignKey("kits.id"), index=True)
+    purpose: Mapped[str] = mapped_column(Text)  # kit, canary, search
     search_id: Mapped[str | None] = mapped_column(ForeignKey("searches.id"), index=True)
+    only_agent_id: Mapped[str | None] = mapped_column(ForeignKey("agents.id"))
     subject: Mapped[str] = mapped_column(Text)
     effort: Mapped[str] = mapped_column(Text)  # table, certificate
+    priority: Mapped[float] = mapped_column(default=0.0)
     model_sha256: Mapped[str] = mapped_column(Text, index=True)
     anchor_sha256: Mapped[str] = mapped_column(Text, index=True)
     status: Mapped[str] = mapped_column(Text)  # queued, leased, done, failed, cancelled
@@ -72,12 +101,17 @@ class Measurement(Base):
     latency_ms: Mapped[float]
     p10_ms: Mapped[float]
     p90_ms: Mapped[float]
+    sigma_ms: Mapped[float | None]
     n: Mapped[int]
-    thread_cpu_ms: Mapped[float]
+    thread_cpu_ms: Mapped[float | None]
     contended_share: Mapped[float]
     anchor_ms: Mapped[float]
+    provider: Mapped[str] = mapped_column(Text)
+    measured_at: Mapped[datetime]
+    grade: Mapped[str] = mapped_column(Text)
     flagged: Mapped[bool]
     note: Mapped[str] = mapped_column(Text)
+    quarantined: Mapped[list[Any]]
     protocol_version: Mapped[int]
     facts: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]

@@ -1,15 +1,26 @@
 """Every statement on kits, measurement tasks and measurements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from predictor.kits import BUILDER_VERSION
 from predictor.measurements import Effort
 from service.db.base import new_id, utc_now
 from service.errors import NotFoundError
-from service.measurements.models import Kit, Measurement, MeasurementTask, UploadedBatch
+from service.measurements.models import (
+    Kit,
+    KitFile,
+    KitItem,
+    Measurement,
+    MeasurementTask,
+    UploadedBatch,
+)
+
+# -- kits ------------------------------------------------------------------------------
 
 
 def find_kit(session: Session, target_id: str, space_digest: str) -> Kit | None:
@@ -31,35 +42,103 @@ def get_kit(session: Session, kit_id: str) -> Kit:
     return kit
 
 
+def kits_of(session: Session, target_id: str) -> Sequence[Kit]:
+    """The kits of a target, oldest first."""
+    return session.scalars(select(Kit).where(Kit.target_id == target_id).order_by(Kit.id)).all()
+
+
+def kits_with_tasks(session: Session, task_ids: Sequence[str]) -> Sequence[str]:
+    """The ids of the kits that need any of these tasks, in order."""
+    found = select(KitItem.kit_id).where(KitItem.task_id.in_(task_ids)).distinct()
+    return session.scalars(found.order_by(KitItem.kit_id)).all()
+
+
+def kit_items(session: Session, kit_id: str) -> Sequence[KitItem]:
+    """Everything a kit needs."""
+    return session.scalars(select(KitItem).where(KitItem.kit_id == kit_id)).all()
+
+
 def kit_progress(session: Session, kit_id: str) -> dict[str, int]:
     """How many tasks of a kit have each status."""
     rows = session.execute(
         select(MeasurementTask.status, func.count())
-        .where(MeasurementTask.kit_id == kit_id)
+        .join(KitItem, KitItem.task_id == MeasurementTask.id)
+        .where(KitItem.kit_id == kit_id)
         .group_by(MeasurementTask.status)
     )
     return {row[0]: row[1] for row in rows}
+
+
+def n_flagged(session: Session, kit_id: str) -> int:
+    """How many measurements of a kit are stored flagged."""
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(Measurement)
+            .join(KitItem, KitItem.task_id == Measurement.task_id)
+            .where(KitItem.kit_id == kit_id, Measurement.flagged)
+        )
+        or 0
+    )
+
+
+def failures_of_kit(session: Session, kit_id: str) -> dict[str, dict[str, Any]]:
+    """What could not be measured, and why, by subject."""
+    rows = session.execute(
+        select(MeasurementTask.subject, MeasurementTask.failure)
+        .join(KitItem, KitItem.task_id == MeasurementTask.id)
+        .where(KitItem.kit_id == kit_id, MeasurementTask.status == "failed")
+    )
+    return {subject: failure or {} for subject, failure in rows}
+
+
+def find_files(
+    session: Session, subjects: Sequence[str], precision: str, batch: int
+) -> dict[str, KitFile]:
+    """The model files built for these subjects, by subject."""
+    rows = session.scalars(
+        select(KitFile).where(
+            KitFile.subject.in_(subjects),
+            KitFile.precision == precision,
+            KitFile.batch == batch,
+            KitFile.builder_version == BUILDER_VERSION,
+        )
+    )
+    return {row.subject: row for row in rows}
+
+
+def is_kit_file(session: Session, sha256: str) -> bool:
+    """Whether a file was built for a kit."""
+    found = select(KitFile.sha256).where(KitFile.sha256 == sha256).limit(1)
+    return session.scalars(found).first() is not None
+
+
+# -- tasks -----------------------------------------------------------------------------
 
 
 def add_task(
     session: Session,
     *,
     target_id: str,
+    purpose: str,
     subject: str,
     effort: Effort,
     model_sha256: str,
     anchor_sha256: str,
-    kit_id: str | None = None,
     search_id: str | None = None,
+    only_agent_id: str | None = None,
+    priority: float = 0.0,
 ) -> MeasurementTask:
-    """Queue one model file for the agents of a target."""
+    """Queue one model file for the agents of a target, or for one of them."""
     task = MeasurementTask(
         id=new_id("mtk"),
         target_id=target_id,
-        kit_id=kit_id,
+        purpose=purpose,
         search_id=search_id,
+        only_agent_id=only_agent_id,
         subject=subject,
         effort=effort,
+        priority=priority,
         model_sha256=model_sha256,
         anchor_sha256=anchor_sha256,
         status="queued",
@@ -71,13 +150,88 @@ def add_task(
     return task
 
 
+def reusable_tasks(
+    session: Session, target_id: str, sha256_by_subject: Mapping[str, str]
+) -> dict[str, MeasurementTask]:
+    """Tasks of any kit of a target that measure, or have measured, these files; by subject."""
+    rows = session.scalars(
+        select(MeasurementTask)
+        .where(
+            MeasurementTask.target_id == target_id,
+            MeasurementTask.subject.in_(sha256_by_subject),
+            MeasurementTask.purpose == "kit",
+            MeasurementTask.status != "cancelled",
+        )
+        .order_by(MeasurementTask.id)
+    )
+    return {
+        task.subject: task for task in rows if task.model_sha256 == sha256_by_subject[task.subject]
+    }
+
+
+def supersede(
+    session: Session,
+    kit_id: str,
+    subjects: Sequence[str] | None = None,
+    only_agent_id: str | None = None,
+) -> int:
+    """Have measured subjects of a kit measured anew; what was measured is kept.
+
+    Args:
+        subjects: which; None: all.
+        only_agent_id: by whom; None: by any agent of the target.
+
+    Returns:
+        How many were queued.
+    """
+    rows = session.execute(
+        select(KitItem.subject, MeasurementTask)
+        .join(MeasurementTask, KitItem.task_id == MeasurementTask.id)
+        .where(KitItem.kit_id == kit_id, MeasurementTask.status == "done")
+    ).all()
+    chosen = [task for subject, task in rows if subjects is None or subject in subjects]
+    for task in chosen:
+        again = add_task(
+            session,
+            target_id=task.target_id,
+            purpose="kit",
+            only_agent_id=only_agent_id,
+            subject=task.subject,
+            effort="table",
+            model_sha256=task.model_sha256,
+            anchor_sha256=task.anchor_sha256,
+            priority=task.priority,
+        )
+        session.flush()
+        session.execute(update(KitItem).where(KitItem.task_id == task.id).values(task_id=again.id))
+    return len(chosen)
+
+
+def prioritise(session: Session, target_id: str, weights: Mapping[str, float]) -> None:
+    """Let queued tasks of a target go by how much their subject weighs, heaviest first."""
+    rows = session.execute(
+        select(MeasurementTask.id, MeasurementTask.subject).where(
+            MeasurementTask.target_id == target_id,
+            MeasurementTask.purpose == "kit",
+            MeasurementTask.status == "queued",
+        )
+    ).all()
+    changes = [
+        {"id": task_id, "priority": weights[subject]}
+        for task_id, subject in rows
+        if subject in weights
+    ]
+    if changes:
+        session.execute(update(MeasurementTask), changes)
+
+
 def finishing_times(session: Session, target_id: str, limit: int = 64) -> Sequence[datetime]:
     """When the latest measured tasks of a target's kits ended, newest first."""
     times = session.scalars(
         select(MeasurementTask.finished_at)
         .where(
             MeasurementTask.target_id == target_id,
-            MeasurementTask.kit_id.is_not(None),
+            MeasurementTask.purpose == "kit",
             MeasurementTask.status == "done",
         )
         .order_by(MeasurementTask.finished_at.desc())
@@ -87,14 +241,22 @@ def finishing_times(session: Session, target_id: str, limit: int = 64) -> Sequen
 
 
 def lease_tasks(
-    session: Session, target_id: str, agent_id: str, limit: int, lease_seconds: float
+    session: Session, target_ids: Sequence[str], agent_id: str, limit: int, lease_seconds: float
 ) -> Sequence[MeasurementTask]:
-    """Give an agent up to `limit` tasks of its target; certificates first, then oldest first."""
+    """Give an agent up to `limit` tasks of its targets.
+
+    Certificates come first, then what weighs most, then what waits longest.
+    """
     now = utc_now()
     tasks = session.scalars(
         select(MeasurementTask)
-        .where(_open(target_id, now))
-        .order_by(MeasurementTask.effort, MeasurementTask.created_at, MeasurementTask.id)
+        .where(_open(target_ids, agent_id, now))
+        .order_by(
+            MeasurementTask.effort,
+            MeasurementTask.priority.desc(),
+            MeasurementTask.created_at,
+            MeasurementTask.id,
+        )
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
@@ -106,24 +268,50 @@ def lease_tasks(
     return tasks
 
 
-def has_open_task(session: Session, target_id: str) -> bool:
-    """Whether an agent of the target would be given work."""
-    found = select(MeasurementTask.id).where(_open(target_id, utc_now())).limit(1)
-    return session.scalars(found).first() is not None
-
-
-def _open(target_id: str, now: datetime) -> ColumnElement[bool]:
-    return (MeasurementTask.target_id == target_id) & or_(
-        MeasurementTask.status == "queued",
-        (MeasurementTask.status == "leased") & (MeasurementTask.lease_expires_at < now),
+def extend_leases(session: Session, agent_id: str, lease_seconds: float) -> None:
+    """An agent that lives keeps what it holds."""
+    session.execute(
+        update(MeasurementTask)
+        .where(MeasurementTask.agent_id == agent_id, MeasurementTask.status == "leased")
+        .values(lease_expires_at=utc_now() + timedelta(seconds=lease_seconds))
     )
 
 
-def get_task_locked(session: Session, task_id: str) -> MeasurementTask | None:
-    """A task, locked until the transaction ends."""
+def tasks_held(session: Session, agent_id: str) -> Sequence[MeasurementTask]:
+    """What an agent is measuring."""
     return session.scalars(
-        select(MeasurementTask).where(MeasurementTask.id == task_id).with_for_update()
-    ).first()
+        select(MeasurementTask)
+        .where(MeasurementTask.agent_id == agent_id, MeasurementTask.status == "leased")
+        .order_by(MeasurementTask.id)
+    ).all()
+
+
+def has_open_task(session: Session, target_ids: Sequence[str], agent_id: str) -> bool:
+    """Whether an agent would be given work."""
+    found = select(MeasurementTask.id).where(_open(target_ids, agent_id, utc_now())).limit(1)
+    return session.scalars(found).first() is not None
+
+
+def _open(target_ids: Sequence[str], agent_id: str, now: datetime) -> ColumnElement[bool]:
+    return (
+        MeasurementTask.target_id.in_(target_ids)
+        & or_(
+            MeasurementTask.status == "queued",
+            (MeasurementTask.status == "leased") & (MeasurementTask.lease_expires_at < now),
+        )
+        & or_(MeasurementTask.only_agent_id.is_(None), MeasurementTask.only_agent_id == agent_id)
+    )
+
+
+def lock_tasks(session: Session, task_ids: Sequence[str]) -> dict[str, MeasurementTask]:
+    """These tasks, locked until the transaction ends, by id."""
+    rows = session.scalars(
+        select(MeasurementTask)
+        .where(MeasurementTask.id.in_(task_ids))
+        .order_by(MeasurementTask.id)  # two uploads lock in one order, so neither waits in vain
+        .with_for_update()
+    )
+    return {task.id: task for task in rows}
 
 
 def get_task(session: Session, task_id: str) -> MeasurementTask:
@@ -152,18 +340,22 @@ def cancel_tasks(session: Session, search_id: str) -> None:
 
 def retry_failed(session: Session, kit_id: str) -> None:
     """Queue the tasks of a kit that have failed, with all their tries."""
+    of_kit = select(KitItem.task_id).where(KitItem.kit_id == kit_id)
     session.execute(
         update(MeasurementTask)
-        .where(MeasurementTask.kit_id == kit_id, MeasurementTask.status == "failed")
+        .where(MeasurementTask.id.in_(of_kit), MeasurementTask.status == "failed")
         .values(status="queued", tries=0, failure=None, finished_at=None)
     )
 
 
-def is_model_of_target(session: Session, target_id: str, sha256: str) -> bool:
-    """Whether a file was announced to the agents of a target."""
+def is_model_of_targets(session: Session, target_ids: Sequence[str], sha256: str) -> bool:
+    """Whether a file was announced to the agents of these targets."""
     announced = or_(MeasurementTask.model_sha256 == sha256, MeasurementTask.anchor_sha256 == sha256)
-    found = select(MeasurementTask.id).where(MeasurementTask.target_id == target_id, announced)
+    found = select(MeasurementTask.id).where(MeasurementTask.target_id.in_(target_ids), announced)
     return session.scalars(found.limit(1)).first() is not None
+
+
+# -- uploads and measurements ----------------------------------------------------------
 
 
 def find_batch(session: Session, agent_id: str, batch_id: str) -> UploadedBatch | None:
@@ -176,13 +368,40 @@ def measurement_of_task(session: Session, task_id: str) -> Measurement | None:
     return session.scalars(select(Measurement).where(Measurement.task_id == task_id)).first()
 
 
-def kit_measurements(session: Session, kit_id: str) -> Sequence[Measurement]:
-    """Every measurement of a kit, oldest first."""
+def measurements_of_subjects(
+    session: Session, target_id: str, subjects: Sequence[str]
+) -> Sequence[Measurement]:
+    """Everything measured of these subjects on a target, oldest first."""
+    return session.scalars(
+        select(Measurement)
+        .where(Measurement.target_id == target_id, Measurement.subject.in_(subjects))
+        .order_by(Measurement.created_at, Measurement.id)
+    ).all()
+
+
+def latest_canary(session: Session, target_id: str, agent_id: str) -> datetime | None:
+    """When an agent was last asked for the canaries of a target."""
+    return session.scalar(
+        select(func.max(MeasurementTask.created_at)).where(
+            MeasurementTask.target_id == target_id,
+            MeasurementTask.purpose == "canary",
+            MeasurementTask.only_agent_id == agent_id,
+        )
+    )
+
+
+def canaries_of(session: Session, target_id: str, agent_id: str) -> Sequence[Measurement]:
+    """An agent's canaries on a target, oldest first; what failed a noise gate tells nothing."""
     return session.scalars(
         select(Measurement)
         .join(MeasurementTask, Measurement.task_id == MeasurementTask.id)
-        .where(MeasurementTask.kit_id == kit_id)
-        .order_by(Measurement.created_at)
+        .where(
+            MeasurementTask.target_id == target_id,
+            MeasurementTask.purpose == "canary",
+            Measurement.agent_id == agent_id,
+            ~Measurement.flagged,
+        )
+        .order_by(Measurement.created_at, Measurement.id)
     ).all()
 
 

@@ -8,22 +8,24 @@ from sqlalchemy.orm import Session
 from predictor.kits import plan_kit
 from predictor.network import NetworkLatencyModel
 from search_core.data.catalogue import dataset_info
+from search_core.space.presets import get_space, space_names
 from search_core.space.space import SearchSpace
 from service.agents.repository import n_online
 from service.artifacts import ArtifactStore
 from service.db.base import new_id, utc_now
-from service.db.database import take_turns
+from service.db.database import Database, take_turns
 from service.errors import BudgetUnreachableError, ConflictError, InvalidRequestError
 from service.jobs import repository as jobs
 from service.latency_models.repository import active_model
-from service.measurements.kits import ensure_kit
+from service.measurements.kits import build_files, ensure_kit
 from service.measurements.repository import cancel_tasks, find_kit, kit_progress
 from service.searches.effort import expected_effort
 from service.searches.models import Search
 from service.searches.repository import append_event, find_by_idempotency_key, get_search
 from service.searches.schemas import TERMINAL, Feasibility, NoEffort, SearchCreate
 from service.settings import Settings
-from service.spaces.catalogue import searchable_space
+from service.spaces.catalogue import searchable_datasets, searchable_space
+from service.targets.models import Target
 from service.targets.repository import named_target
 
 SEARCH_JOB = "search"
@@ -80,12 +82,30 @@ def _feasibility(
         margin=model.margin,
         missing_measurements=0,
         agents_online=0,
+        stale=row.stale["text"] if row.stale else None,
     )
+
+
+def build_kit_files(database: Database, artifacts: ArtifactStore, spec: SearchCreate) -> None:
+    """Build what has to be measured before `spec` can be searched, if anything has.
+
+    What is wrong with `spec` is for `create` to say.
+    """
+    if spec.search_space not in space_names():
+        return
+    space = get_space(spec.search_space)
+    with database.reading() as session:
+        target = session.get(Target, spec.target)
+        if target is None or not searchable_datasets(space):
+            return
+        if active_model(session, target.id, space.digest) is not None:
+            return
+        precision, batch = target.profile["precision"], target.profile["batch"]
+    build_files(database, artifacts, space, precision, batch)
 
 
 def create(
     session: Session,
-    artifacts: ArtifactStore,
     settings: Settings,
     owner_key_id: str,
     spec: SearchCreate,
@@ -142,7 +162,7 @@ def create(
     session.add(search)
     session.flush()
     if not measured:
-        ensure_kit(session, artifacts, spec.target, space)
+        ensure_kit(session, named_target(session, spec.target), space)
     jobs.enqueue(
         session,
         SEARCH_JOB,

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from predictor.kits import anchor_item
 from predictor.measurements import Effort
 from search_core.errors import SearchInterrupted
-from search_core.space.space import SearchSpace
 from service.agents.repository import n_online
 from service.db.base import utc_now
 from service.jobs.context import AttemptContext
 from service.measurements.models import Measurement
-from service.measurements.repository import add_task, get_task, measurement_of_task
+from service.measurements.repository import (
+    add_task,
+    find_files,
+    get_task,
+    measurement_of_task,
+)
 from service.searches.repository import append_event, get_search
+from service.targets.repository import get_target
 
 _POLL_SECONDS = 0.1
 _CERTIFICATE_TRIES = 3
@@ -38,13 +43,12 @@ class Stopwatch:
         context: AttemptContext,
         search_id: str,
         target_id: str,
-        space: SearchSpace,
         should_stop: Callable[[], bool],
     ) -> None:
         self._context = context
         self._search_id = search_id
         self._target_id = target_id
-        self._anchor_sha256 = context.artifacts.put(anchor_item(space).build())
+        self._anchor_sha256 = _anchor_sha256(context, target_id)
         self._should_stop = should_stop
 
     def measure(self, model: bytes, subject: str, effort: Effort) -> Measurement:
@@ -72,6 +76,7 @@ class Stopwatch:
             task_id = add_task(
                 session,
                 target_id=self._target_id,
+                purpose="search",
                 search_id=self._search_id,
                 subject=subject,
                 effort=effort,
@@ -117,3 +122,14 @@ class Stopwatch:
                 "text": "No agent of the target is online; start one with `tailor agent run`.",
                 "since": utc_now().isoformat(),
             }
+
+
+def _anchor_sha256(context: AttemptContext, target_id: str) -> str:
+    """The anchor in the precision and batch of a target; the kit that was fitted brought it."""
+    subject = anchor_item().subject
+    with context.database.reading() as session:
+        profile = get_target(session, target_id).profile
+        files = find_files(session, [subject], profile["precision"], profile["batch"])
+    if subject in files:
+        return files[subject].sha256
+    return context.artifacts.put(anchor_item().build(profile["batch"]))

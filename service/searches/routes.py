@@ -64,6 +64,7 @@ _WAIT_POLL_SECONDS = 0.2
 def create(
     body: SearchCreate,
     session: WriteSession,
+    database: CurrentDatabase,
     artifacts: Artifacts,
     settings: CurrentSettings,
     user: User,
@@ -75,7 +76,8 @@ def create(
     if dry_run:
         response.status_code = status.HTTP_200_OK
         return lifecycle.preflight(session, body, settings)
-    search = lifecycle.create(session, artifacts, settings, user.id, body, idempotency_key)
+    lifecycle.build_kit_files(database, artifacts, body)
+    search = lifecycle.create(session, settings, user.id, body, idempotency_key)
     session.flush()
     response.headers["Location"] = f"/v1/searches/{search.id}"
     return _read(session, search, settings)

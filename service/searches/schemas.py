@@ -88,6 +88,7 @@ class Feasibility(Resource):
     margin: float | None
     missing_measurements: int
     agents_online: int
+    stale: str | None = Field(default=None, description="Why the latency model may be off.")
     effort: EffortRead | None = None
     no_effort: NoEffort | None = Field(default=None, description="Why there is no `effort`.")
 

@@ -124,9 +124,7 @@ class _Attempt:
         self._should_stop = context.stop_check(
             lambda session: get_search(session, search_id).status == "cancelling"
         )
-        self._stopwatch = Stopwatch(
-            context, search_id, search.target_id, self.space, self._should_stop
-        )
+        self._stopwatch = Stopwatch(context, search_id, search.target_id, self._should_stop)
         self._checkpoints = context.settings.checkpoints_dir / search_id
         self._one_stage = ESTIMATORS[self.spec.algorithm]().trains_weights
         self._decodes: list[dict[str, Any]] = []

@@ -4,12 +4,12 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, text
 
 from service.auth.models import ApiKey
 from service.auth.repository import create_key
-from service.db.migrate import alembic_config, migrate
-from service.db.models import Base, Machine
+from service.db.migrate import alembic_config, changing_schema, migrate
+from service.db.models import Agent, Base, KitItem, Machine, Measurement, Target
 
 
 def differences(database) -> list:
@@ -24,16 +24,12 @@ def tables(database) -> set[str]:
 
 
 def downgrade(database, revision: str = "base") -> None:
-    config = alembic_config(database.url)
-    with database.engine.execution_options(tailor_writes=True).begin() as connection:
-        config.attributes["connection"] = connection
+    with changing_schema(database) as config:
         command.downgrade(config, revision)
 
 
 def upgrade(database, revision: str) -> None:
-    config = alembic_config(database.url)
-    with database.engine.execution_options(tailor_writes=True).begin() as connection:
-        config.attributes["connection"] = connection
+    with changing_schema(database) as config:
         command.upgrade(config, revision)
 
 
@@ -75,11 +71,74 @@ def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_of_machines(empty
         assert session.scalars(select(Machine)).all() == []
 
 
-def test_going_back_to_the_first_schema_takes_the_machines_alone(empty_database):
+def test_going_back_to_the_second_schema_takes_what_the_third_brought_alone(empty_database):
     migrate(empty_database)
     before = tables(empty_database)
-    downgrade(empty_database, "0001")
-    assert before - tables(empty_database) == {"machine_profiles"}
+    downgrade(empty_database, "0002")
+    brought = {"agent_targets", "kit_files", "kit_items", "signing_keys"}
+    assert before - tables(empty_database) == brought
+    migrate(empty_database)
+    assert differences(empty_database) == []
+
+
+MEASURED_BEFORE = """
+INSERT INTO api_keys (id, name, scope, token_hash, created_at) VALUES ('k', 'k', 'admin', 'h', :now);
+INSERT INTO targets (id, name, profile, profile_digest, created_at)
+    VALUES ('t', 't', '{"device_model": "old", "threads": 1}', 'd', :now);
+INSERT INTO agents (id, target_id, name, version, token_hash, created_at, last_seen_at)
+    VALUES ('a', 't', 'a', '0.1.0', 'ah', :now, :now);
+INSERT INTO kits (id, target_id, space, space_digest, created_at)
+    VALUES ('kit', 't', 'micro', 's', :now);
+INSERT INTO measurement_tasks (id, target_id, kit_id, subject, effort, model_sha256, anchor_sha256,
+    status, tries, fence, agent_id, created_at)
+    VALUES ('m1', 't', 'kit', 'block:b:x1', 'table', 'f', 'g', 'done', 1, 1, 'a', :now);
+INSERT INTO measurement_tasks (id, target_id, kit_id, subject, effort, model_sha256, anchor_sha256,
+    status, tries, fence, created_at)
+    VALUES ('m2', 't', 'kit', 'network:micro@1:x', 'table', 'f', 'g', 'queued', 0, 0, :now);
+INSERT INTO measurements (id, task_id, target_id, agent_id, subject, model_sha256, latency_ms,
+    p10_ms, p90_ms, n, thread_cpu_ms, contended_share, anchor_ms, flagged, note, protocol_version,
+    facts, created_at)
+    VALUES ('mea', 'm1', 't', 'a', 'block:b:x1', 'f', 1.5, 1.4, 1.6, 100, 1.5, 0.0, 0.1, true, 'n',
+    1, '{}', :now)
+"""
+
+
+def test_what_an_older_version_measured_is_kept_with_its_agent_and_its_kit(empty_database):
+    upgrade(empty_database, "0002")
+    with empty_database.transaction() as session:
+        for statement in MEASURED_BEFORE.split(";"):
+            session.execute(text(statement), {"now": "2026-11-01 12:00:00+00:00"})
+    migrate(empty_database)
+    with empty_database.reading() as session:
+        agent = session.get(Agent, "a")
+        assert agent.target_ids == ["t"]
+        assert (agent.draining, agent.accepted) == (False, 0)
+        items = session.scalars(select(KitItem).order_by(KitItem.task_id)).all()
+        assert [(i.task_id, i.role) for i in items] == [("m1", "block"), ("m2", "calibration")]
+        measured = session.get(Measurement, "mea")
+        assert (measured.latency_ms, measured.grade, measured.quarantined) == (1.5, "C", [])
+        assert measured.measured_at == measured.created_at
+        target = session.get(Target, "t")
+        assert target.profile["clock_state"] == "unmanaged"
+        assert target.profile_digest != "d"
+    downgrade(empty_database, "0002")
+    migrate(empty_database)
+    with empty_database.reading() as session:
+        assert session.get(Agent, "a").target_ids == ["t"]
+        assert session.get(KitItem, ("kit", "block:b:x1")).task_id == "m1"
+
+
+def test_a_migration_that_breaks_a_reference_changes_nothing(empty_database):
+    if empty_database.engine.dialect.name != "sqlite":
+        return  # PostgreSQL's foreign keys never rest
+    migrate(empty_database)
+    with pytest.raises(RuntimeError, match="broke a reference of table agent_targets"):
+        with changing_schema(empty_database) as config:
+            config.attributes["connection"].exec_driver_sql(
+                "INSERT INTO agent_targets VALUES ('nobody', 'nothing', 0)"
+            )
+    with empty_database.reading() as session:
+        assert session.execute(text("SELECT count(*) FROM agent_targets")).scalar() == 0
 
 
 def test_the_migrations_configure_no_logging(empty_database, caplog):

@@ -1,12 +1,13 @@
 """ONNX Runtime on the CPU, graph fully optimised, no thread spinning."""
 
 import platform
-from collections.abc import Callable
+import time
 
 import numpy as np
 import onnxruntime
 
 from predictor.agent import host
+from predictor.agent.runtimes.base import Calls, RuntimeSpec
 from predictor.errors import RuntimeFailedError
 from predictor.measurements import TargetProfile
 
@@ -16,13 +17,16 @@ PROVIDER = "CPUExecutionProvider"
 class OnnxRuntimeCpu:
     """Loads model files and runs them with a fixed number of threads."""
 
-    def __init__(self, threads: int = 1) -> None:
+    slice_seconds = 0.004
+    one_child_per_task = True
+
+    def __init__(self, spec: RuntimeSpec | None = None) -> None:
+        self._spec = spec or RuntimeSpec()
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
+        self._options.intra_op_num_threads = self._spec.threads
         self._options.inter_op_num_threads = 1
         self._options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._options.log_severity_level = 3
-        self._threads = threads
 
     def profile(self) -> TargetProfile:
         """The target that this host is when it measures with this runtime."""
@@ -33,25 +37,48 @@ class OnnxRuntimeCpu:
             runtime="onnxruntime",
             runtime_version=onnxruntime.__version__,
             execution_provider=PROVIDER,
-            threads=self._threads,
-            precision="float32",
-            batch=1,
+            threads=self._spec.threads,
+            precision=self._spec.precision,
+            batch=self._spec.batch,
+            clock_state=host.clock_state(),
         )
 
-    def load(self, model: bytes) -> Callable[[], object]:
-        """A call that runs `model` once on fixed random input.
+    def load(self, model: bytes) -> "OnnxRuntimeModel":
+        """Make `model` ready to run on fixed random input.
 
         Raises:
             RuntimeFailedError: the runtime refuses the file.
         """
+        return OnnxRuntimeModel(model, self._options)
+
+
+class OnnxRuntimeModel:
+    """A session with its input; `provider` is what ONNX Runtime says it uses."""
+
+    def __init__(self, model: bytes, options: onnxruntime.SessionOptions) -> None:
         try:
-            session = onnxruntime.InferenceSession(model, self._options, providers=[PROVIDER])
+            self._session = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
             rng = np.random.default_rng(0)
-            feeds = {
+            self._feeds = {
                 tensor.name: rng.standard_normal(tensor.shape, dtype=np.float32)
-                for tensor in session.get_inputs()
+                for tensor in self._session.get_inputs()
             }
-            session.run(None, feeds)
+            self._session.run(None, self._feeds)
+        except MemoryError:
+            raise
         except Exception as error:  # the runtime's exceptions share no public base
             raise RuntimeFailedError(f"ONNX Runtime refused the model: {error}") from error
-        return lambda: session.run(None, feeds)
+        self.provider: str = self._session.get_providers()[0]
+        self._counts_cpu = options.intra_op_num_threads == 1
+
+    def time_calls(self, n: int) -> Calls:
+        """Run the model `n` times in a row."""
+        run, feeds = self._session.run, self._feeds
+        walls, cpus = [], []
+        for _ in range(n):
+            cpu, start = time.thread_time_ns(), time.perf_counter_ns()
+            run(None, feeds)
+            stop = time.perf_counter_ns()
+            walls.append(stop - start)
+            cpus.append(time.thread_time_ns() - cpu)
+        return Calls(walls, cpus if self._counts_cpu else None)

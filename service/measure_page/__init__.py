@@ -1,0 +1,1 @@
+"""The page that turns any phone or laptop into an agent: `/measure/<code>`."""
