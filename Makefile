@@ -29,8 +29,17 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-unit: setup
+unit: setup .venv/browser
 	$(BIN)/pytest $(ARGS)
+
+# the browser tests need one: any that is here, else Debian's, else Playwright's own
+.venv/browser: .venv/installed
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	{ test "$$(id -u)" = 0 && command -v apt-get && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+	$(BIN)/playwright install --with-deps chromium || $(BIN)/playwright install chromium || \
+	echo "no browser: the browser tests will fail and say so"
+	touch $@
 
 format: setup
 	$(BIN)/ruff format .

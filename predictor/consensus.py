@@ -65,7 +65,7 @@ def consensus(readings: Iterable[Reading]) -> Consensus:
     The latest unflagged reading of each agent counts, or its latest flagged one where it has
     no other; among trusted agents the median. Of three or more agents the one farthest from
     the others goes first, until the rest agree; of two that disagree the one with the longer
-    record stays, because nobody can say which lies.
+    record stays, or the one whose name sorts first, because nobody can say which lies.
     """
     latest: dict[str, dict[str, Reading]] = {}
     for reading in readings:
@@ -104,7 +104,7 @@ def _farthest(
     if distance <= TOLERANCE:
         return None
     if len(left) == 2:
-        agent = min(left, key=lambda a: len(left[a]))
+        agent = min(sorted(left, reverse=True), key=lambda a: len(left[a]))
         return agent, f"it and the only other agent differ by {distance:.0%}"
     return agent, f"its readings differ from the other agents' by {distance:.0%}"
 

@@ -20,8 +20,8 @@ from search_core.space.space import Architecture, SearchSpace
 CHAIN = 4
 """A block that can follow itself is measured once and this many times in a row."""
 
-N_CALIBRATION_NETWORKS = 20
-N_HELD_OUT_NETWORKS = 20
+N_CALIBRATION_NETWORKS = 30
+N_HELD_OUT_NETWORKS = 30
 
 BUILDER_VERSION = 1
 """Of the files that `KitItem.build` makes; a file of another version is another file."""

@@ -4,11 +4,14 @@ Weights are symmetric int8, one scale a channel; activations are uint8, one scal
 """
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -40,29 +43,40 @@ def quantize(
             is used: latency does not depend on the ranges, accuracy does.
 
     Raises:
-        ValueError: a calibration input has another shape than the model's input.
+        ValueError: a calibration input has another shape than the model's input, or the
+            model's output for one is not finite.
     """
     graph = onnx.load_from_string(model)
     name, shape = _input(graph)
-    if calibration is None:
-        calibration = [np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)]
-    for sample in calibration:
+    samples = calibration
+    if samples is None:
+        samples = [np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)]
+    for sample in samples:
         if sample.shape != shape:
             raise ValueError(f"calibration input of shape {sample.shape}, the model takes {shape}")
+    ranges: dict[str, Any] = {}
+    if not _is_finite(model, samples):
+        if calibration is not None:
+            raise ValueError("the model's output is not finite for every calibration input")
+        ranges = _arbitrary_ranges(graph)
     graph.metadata_props.add(key=_PREPARED, value="onnxruntime.quant")
-    with tempfile.TemporaryDirectory(prefix="tailor-quantize-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="tailor-quantize-") as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of activations that are not finite
         path = Path(folder) / "model.onnx"
         quantize_static(
             graph,
             path,
-            _Samples(name, calibration),
+            _Samples(name, samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=_ACTIVATIONS,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             # a pooling block on its own runs in int8, as it does inside of a network
-            extra_options={"ForceQuantizeNoInputCheck": True},
+            extra_options={"ForceQuantizeNoInputCheck": True, "TensorQuantOverrides": ranges},
         )
         quantized = onnx.load(path)
     del quantized.metadata_props[:]
@@ -73,6 +87,19 @@ def quantize(
 def _input(model: onnx.ModelProto) -> tuple[str, tuple[int, ...]]:
     (tensor,) = model.graph.input
     return tensor.name, tuple(d.dim_value for d in tensor.type.tensor_type.shape.dim)
+
+
+def _is_finite(model: bytes, samples: Sequence[NDArray[np.float32]]) -> bool:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    feeds = ({session.get_inputs()[0].name: sample} for sample in samples)
+    return all(bool(np.isfinite(session.run(None, feed)[0]).all()) for feed in feeds)
+
+
+def _arbitrary_ranges(model: onnx.ModelProto) -> dict[str, Any]:
+    """The same range for every activation: random weights can make a deep network overflow."""
+    one = {"scale": np.array(1 / 16, np.float32), "zero_point": np.array(128, np.uint8)}
+    names = [model.graph.input[0].name, *(out for node in model.graph.node for out in node.output)]
+    return {name: [{"quant_type": _ACTIVATIONS, **one}] for name in names}
 
 
 class _Samples(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types

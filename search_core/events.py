@@ -1,6 +1,6 @@
 """What a running search tells the outside."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -16,6 +16,8 @@ class Progress:
         completed, total: in steps; of a playoff, in games.
         metrics: name -> value; units are in the names.
         remaining_seconds: estimated time left in this phase; None before it can be told.
+        probabilities: of a search, each slot's row over its candidates, so that the outside can
+            ask first for what the search is likely to choose; None elsewhere.
     """
 
     phase: str
@@ -23,6 +25,7 @@ class Progress:
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     remaining_seconds: float | None = None
+    probabilities: Sequence[Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,8 @@ def run_search(
                 **prices.metrics(p, current),
             }
             left = remaining_seconds(started, first_step, step, config.search_steps)
-            report(Progress("searching", step, config.search_steps, metrics, left))
+            rows = logits.probabilities.tolist()
+            report(Progress("searching", step, config.search_steps, metrics, left, rows))
             last_good = KeptCheckpoint(checkpoint())
             report(CheckpointReady(checkpoint()))
         if should_stop():

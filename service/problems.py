@@ -1,5 +1,6 @@
 """Every error as a problem document (RFC 9457), whatever raised it."""
 
+import json
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,10 @@ from service.telemetry import logger
 
 _log = logger(__name__)
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+# a body may hold 100,000 mistakes, and a field's name be as long as the body
+_MOST_FIELDS = 100
+_TOLD_FIELDS = 5
+_LONGEST_TEXT = 200
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -41,8 +46,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        fields = [_field_problem(item) for item in error.errors()]
-        detail = "; ".join(f"{f.field}: {f.message}" for f in fields[:5])
+        errors = error.errors()
+        fields = [_field_problem(item) for item in errors[:_MOST_FIELDS]]
+        told = [f"{f.field}: {f.message}" for f in fields[:_TOLD_FIELDS]]
+        if len(errors) > len(told):
+            told.append(f"and {len(errors) - len(told)} more")
+        detail = "; ".join(told)
         return problem(request, 422, "invalid_request", "Invalid request", detail, fields)
 
     @app.exception_handler(HTTPException)
@@ -63,6 +72,16 @@ def install_error_handlers(app: FastAPI) -> None:
             "Internal error",
             "The service failed to answer; its log has the cause under this request_id.",
         )
+
+
+class _ProblemResponse(JSONResponse):
+    """JSON that is always valid UTF-8: a name that comes back may hold half a character."""
+
+    media_type = "application/problem+json"
+
+    def render(self, content: Any) -> bytes:
+        """As text, with what cannot be written replaced."""
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="replace")
 
 
 def problem(
@@ -91,11 +110,16 @@ def problem(
         document["errors"] = [{"field": f.field, "message": f.message} for f in fields]
     # a 500 is answered outside our middleware, so the header is set here too
     given = {**(headers or {}), **({"X-Request-Id": request_id} if request_id else {})}
-    return JSONResponse(document, status, headers=given, media_type="application/problem+json")
+    return _ProblemResponse(document, status, headers=given)
 
 
 def _field_problem(item: Mapping[str, Any]) -> FieldProblem:
     """Name the field as the client wrote it: ``items.0.measurement.latency_ms``."""
     place = [str(part) for part in item["loc"]]
     within = place[1:] if place[0] in ("body", "query", "path", "header") else place
-    return FieldProblem(".".join(within) or place[0], str(item["msg"]))
+    name = ".".join(within) or place[0]
+    return FieldProblem(_short(name), _short(str(item["msg"])))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."

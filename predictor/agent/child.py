@@ -8,8 +8,10 @@ loaded nothing: a process a task at the price of a fork.
 
 import json
 import os
+import select
 import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -31,13 +33,29 @@ def main() -> None:
         runtime = make_runtime(RuntimeSpec(**json.loads(sys.argv[1])))
     except RuntimeFailedError as error:
         failure = _failure("unsupported", error.reason, str(error))
+    forks = runtime is not None and runtime.one_child_per_task and hasattr(os, "fork")
+    if not forks:
+        _end_with_agent()
     for line in sys.stdin:
         if runtime is None:
             _answer(answers, failure or {})
-        elif runtime.one_child_per_task and hasattr(os, "fork"):
+        elif forks:
             _in_fork(runtime, json.loads(line), answers)
         else:
             _answer(answers, _carry_out(runtime, json.loads(line)))
+
+
+def _end_with_agent() -> None:
+    """End this process as soon as the agent is gone, whatever a model is doing in it."""
+
+    def wait() -> None:
+        hang_up = select.poll()
+        hang_up.register(0, 0)  # reads nothing: an order may be waiting there
+        hang_up.poll()
+        os._exit(1)
+
+    if hasattr(select, "poll"):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _in_fork(runtime: Runtime, order: dict[str, Any], answers: IO[str]) -> None:
@@ -45,6 +63,7 @@ def _in_fork(runtime: Runtime, order: dict[str, Any], answers: IO[str]) -> None:
     if pid == 0:
         code = 1
         try:
+            _end_with_agent()
             _answer(answers, _carry_out(runtime, order))
             code = 0
         finally:
@@ -93,8 +112,11 @@ def _failure(code: str, reason: str, detail: str) -> dict[str, Any]:
 
 
 def _answer(answers: IO[str], answer: dict[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+    try:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    except BrokenPipeError:
+        os._exit(1)  # the agent is gone
 
 
 if __name__ == "__main__":

@@ -84,14 +84,15 @@ class Lease:
     draining: bool
 
 
+_BYTES = "application/octet-stream"
+
+
 class ServerRefusedError(Exception):
     """The API answered with an error that trying again will not mend."""
 
 
 def _passing(error: BaseException) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.is_server_error or error.response.status_code == 429
-    return isinstance(error, httpx.TransportError)
+    return isinstance(error, httpx.HTTPStatusError | httpx.TransportError | httpx.DecodingError)
 
 
 class Connection:
@@ -208,7 +209,7 @@ class Connection:
             content = kept.read_bytes()
             if hashlib.sha256(content).hexdigest() == sha256:
                 return content
-        content = self._request("GET", f"/v1/models/{sha256}").content
+        content = self._request("GET", f"/v1/models/{sha256}", answer=_BYTES).content
         if hashlib.sha256(content).hexdigest() != sha256:
             raise NotAuthenticError(f"model {sha256[:12]} arrived with another hash; not run")
         if kept is not None:
@@ -232,7 +233,9 @@ class Connection:
         ).json()
         return report
 
-    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _request(
+        self, method: str, path: str, *, answer: str = "application/json", **arguments: Any
+    ) -> httpx.Response:
         for attempt in Retrying(
             retry=retry_if_exception(_passing),
             stop=stop_after_delay(self._patience_seconds),
@@ -241,12 +244,16 @@ class Connection:
         ):
             with attempt:
                 response = self._http.request(method, path, **arguments)
+                told = response.headers.get("Content-Type", "")
                 if (
                     response.is_client_error
                     and response.status_code != httpx.codes.TOO_MANY_REQUESTS
+                    and told.startswith("application/problem+json")
                 ):
                     raise ServerRefusedError(_reason(response))
                 response.raise_for_status()
+                if not told.startswith(answer):  # a gateway's log-in page, say
+                    raise httpx.DecodingError(f"something else than the API answered: {told}")
                 return response
         raise AssertionError("unreachable: Retrying returns or raises")
 

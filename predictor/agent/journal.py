@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._unwritten: dict[str, JournalEntry] = {}
+        self._lock = threading.Lock()  # heartbeats count what the loop adds and discards
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, entry: JournalEntry) -> bool:
@@ -33,6 +36,22 @@ class Journal:
         Returns:
             Whether it is on disk; if not, it is in memory alone until it is uploaded.
         """
+        with self._lock:
+            return self._add(entry)
+
+    def pending(self) -> list[JournalEntry]:
+        """Every unacknowledged batch, oldest first; a file that cannot be read is set aside."""
+        with self._lock:
+            return self._pending()
+
+    def discard(self, batch_id: str) -> None:
+        """Forget a batch that the server has stored or finally refused."""
+        with self._lock:
+            self._unwritten.pop(batch_id, None)
+            with suppress(OSError):  # uploaded again after a restart, which is harmless
+                self._path(batch_id).unlink(missing_ok=True)
+
+    def _add(self, entry: JournalEntry) -> bool:
         partial = self._folder / f"{entry.batch_id}.partial"
         try:
             with partial.open("w", encoding="utf-8") as file:
@@ -43,26 +62,24 @@ class Journal:
             self._sync_folder()
         except OSError:
             self._unwritten[entry.batch_id] = JournalEntry(entry.batch_id, list(entry.items))
-            partial.unlink(missing_ok=True)  # its bytes may be what the next one needs
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)  # its bytes may be what the next one needs
             return False
         self._unwritten.pop(entry.batch_id, None)
         return True
 
-    def pending(self) -> list[JournalEntry]:
-        """Every unacknowledged batch, oldest first; a file that cannot be read is set aside."""
+    def _pending(self) -> list[JournalEntry]:
         found = {}
         for path in sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
             try:
                 document = json.loads(path.read_text(encoding="utf-8"))
-                found[document["batch_id"]] = JournalEntry(document["batch_id"], document["items"])
+                if document["batch_id"] != path.stem:
+                    raise ValueError("another batch's content")
+                found[path.stem] = JournalEntry(path.stem, document["items"])
             except (ValueError, KeyError, TypeError):
-                path.replace(path.with_suffix(".damaged"))
+                with suppress(OSError):
+                    path.replace(path.with_suffix(".damaged"))
         return list((found | self._unwritten).values())
-
-    def discard(self, batch_id: str) -> None:
-        """Forget a batch that the server has stored or finally refused."""
-        self._unwritten.pop(batch_id, None)
-        self._path(batch_id).unlink(missing_ok=True)
 
     def _path(self, batch_id: str) -> Path:
         return self._folder / f"{batch_id}.json"

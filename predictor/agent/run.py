@@ -100,7 +100,8 @@ class Agent:
             )
             if not self._journal.add(JournalEntry(batch_id, items)):  # else kept if we die now
                 self._say("the journal cannot be written; results are in memory until uploaded")
-                return
+                self._upload_pending()
+                batch_id, items = uuid.uuid4().hex, []
 
     def _try(self, task: LeasedTask) -> Try:
         _, stopwatch = self._targets[task.target_id]

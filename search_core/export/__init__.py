@@ -6,12 +6,13 @@ from search_core.export.formats import (
     safetensors_bytes,
     torch_export_bytes,
 )
-from search_core.export.parity import check_parity, onnx_parity, parity_report
+from search_core.export.parity import check_parity, onnx_accuracy, onnx_parity, parity_report
 from search_core.export.standalone import python_source
 
 __all__ = [
     "check_parity",
     "folded_weights",
+    "onnx_accuracy",
     "onnx_bytes",
     "onnx_parity",
     "parity_report",

@@ -18,9 +18,9 @@ def safetensors_bytes(network: Network) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
 
 
-def onnx_bytes(network: Network) -> bytes:
-    """`network` in evaluation mode as one ONNX file of batch 1, BatchNorm folded."""
-    return build_model(network.graph, folded_weights(network))
+def onnx_bytes(network: Network, *, batch: int = 1) -> bytes:
+    """`network` in evaluation mode as one ONNX file of a fixed batch, BatchNorm folded."""
+    return build_model(network.graph, folded_weights(network), batch=batch)
 
 
 def torch_export_bytes(network: Network) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
+from search_core.data.dataset import Dataset
 from search_core.errors import ExportError
 from search_core.nn.network import Network
 
@@ -101,15 +102,27 @@ def _scores(
             return None
 
 
+def onnx_accuracy(model: bytes, data: Dataset) -> float:
+    """Share of held-out test images that the ONNX file labels rightly, in [0, 1]."""
+    right = 0
+    for batch in data.test_batches(256):
+        scores = _onnx_scores(model, batch.images.cpu())
+        right += int((scores.argmax(1) == batch.labels.cpu()).sum())
+    return right / data.n_test
+
+
 def _onnx_scores(model: bytes, images: torch.Tensor) -> torch.Tensor:
+    """Scores (N, n_classes); the file's fixed batch is filled up with blank images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[0]
+    blank = images.new_zeros((-len(images) % size, *images.shape[1:]))
     rows = [
-        session.run(None, {"input": image.contiguous().numpy()})[0]
-        for image in torch.split(images, 1)
+        session.run(None, {"input": group.contiguous().numpy()})[0]
+        for group in torch.split(torch.cat([images, blank]), size)
     ]
-    return torch.cat([torch.from_numpy(row) for row in rows])
+    return torch.cat([torch.from_numpy(row) for row in rows])[: len(images)]
 
 
 def _weights(name: str, files: Mapping[str, bytes | str]) -> bytes:

@@ -36,7 +36,7 @@ def show(target: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = 
         return print_json(document)
     print_table(["", ""], [("id", found.id), *found.profile.items()])
     print_table(
-        ["latency model", "space", "active", "fastest", "slowest", "left-out error"],
+        ["latency model", "space", "active", "fastest", "slowest", "left-out error", "stale"],
         [
             (
                 m.id,
@@ -45,6 +45,7 @@ def show(target: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = 
                 ms(m.fastest_ms),
                 ms(m.slowest_ms),
                 f"{m.report['leave_one_out']['mape']:.1%}",
+                m.stale["text"] if m.stale else None,
             )
             for m in models
         ],
@@ -55,6 +56,7 @@ def show(target: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = 
 def measure(
     target: Annotated[str, typer.Argument(help="Id of the target, tgt_...")],
     space: Annotated[str, typer.Option(help="Search space to measure.")] = "micro",
+    again: Annotated[bool, typer.Option(help="Measure anew what has been measured.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is measured.")] = True,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -62,7 +64,7 @@ def measure(
 ) -> None:
     """Have a search space measured on a target."""
     with connect(url, api_key) as client:
-        kit = client.create_kit(target, space)
+        kit = client.create_kit(target, space, again=again)
         columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, disable=json or not wait) as progress:
             task = progress.add_task("", total=kit.total)
@@ -75,8 +77,17 @@ def measure(
         print_json(kit)
     else:
         print_table(
-            ["kit", "status", "measured", "failed", "agents online"],
-            [(kit.id, kit.status, f"{kit.completed}/{kit.total}", kit.failed, kit.agents_online)],
+            ["kit", "status", "measured", "flagged", "failed", "agents online"],
+            [
+                (
+                    kit.id,
+                    kit.status,
+                    f"{kit.completed}/{kit.total}",
+                    kit.flagged,
+                    kit.failed,
+                    kit.agents_online,
+                )
+            ],
         )
 
 

@@ -15,7 +15,7 @@ from service.auth.schemas import KeyCreated, KeyRead
 from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
 from service.latency_models.schemas import LatencyModelRead
 from service.machines.schemas import MachineRead
-from service.measurements.schemas import KitFilesRead, KitRead
+from service.measurements.schemas import KitFilesRead, KitRead, MeasurementRead
 from service.schemas import Page
 from service.searches.schemas import (
     TERMINAL,
@@ -95,9 +95,14 @@ class Client:
         """Make an agent's token worthless."""
         self._request("DELETE", f"/v1/agents/{agent_id}")
 
-    def create_kit(self, target: str, search_space: str) -> KitRead:
-        """Have a space measured on a target."""
-        return self._post("/v1/kits", {"target": target, "search_space": search_space}, KitRead)
+    def create_kit(self, target: str, search_space: str, *, again: bool = False) -> KitRead:
+        """Have a space measured on a target; `again`: anew what has been measured."""
+        body = {"target": target, "search_space": search_space, "again": again}
+        return self._post("/v1/kits", body, KitRead)
+
+    def measurements(self, target: str) -> Iterator[MeasurementRead]:
+        """What was measured on a target, newest first, page by page."""
+        return self._pages("/v1/measurements", MeasurementRead, target=target, limit=200)
 
     def kit(self, kit_id: str) -> KitRead:
         """A kit and how far its measuring is."""

@@ -1,12 +1,13 @@
 """What agents upload: checked item by item, stored once, and acted upon."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import insert, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service.agents.models import Agent
@@ -15,9 +16,12 @@ from service.db.base import new_id, utc_now
 from service.db.database import take_turns
 from service.jobs.repository import enqueue
 from service.measurements.drift import check_canaries
-from service.measurements.models import Measurement, MeasurementTask, UploadedBatch
+from service.measurements.models import MeasurementTask, UploadedBatch
 from service.measurements.repository import (
+    LockedTask,
+    add_measurements,
     find_batch,
+    finish_tasks,
     kit_progress,
     kits_with_tasks,
     lock_tasks,
@@ -31,7 +35,9 @@ NOISY_TRIES = 4
 FIT_JOB = "fit_latency_model"
 
 _CLOCK_TOLERANCE = timedelta(minutes=5)
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # where clocks start that were never set
 _result = TypeAdapter(ResultCreate)
+_results = TypeAdapter(list[ResultCreate])
 
 
 @dataclass(frozen=True)
@@ -50,32 +56,28 @@ def take_in(session: Session, agent: Agent, batch: BatchCreate, settings: Settin
     if known is not None:
         return BatchReport.model_validate(known.report)
     now = utc_now()
-    checked = [_check_form(item, now) for item in batch.items]
+    checked = _check_forms(batch.items)
     wanted = {result.task_id for result in checked if isinstance(result, ResultCreate)}
     tasks = lock_tasks(session, sorted(wanted))
+    targets = frozenset(agent.target_ids)
     reports: list[ItemReport] = []
-    measured: list[tuple[MeasurementTask, ResultCreate]] = []
-    failed: list[tuple[MeasurementTask, ResultCreate]] = []
+    measured: list[tuple[LockedTask, ResultCreate]] = []
+    failed: list[tuple[LockedTask, ResultCreate]] = []
     for item, result in zip(batch.items, checked, strict=True):
         try:
             if isinstance(result, _Refused):
                 raise result
-            task = tasks.pop(_check_lease(tasks, agent, result))
+            _check_clock(item, result, now)
+            _check_lease(tasks.get(result.task_id), agent.id, targets, result)
         except _Refused as refused:
-            named = item.get("task_id")
-            reports.append(
-                ItemReport(
-                    task_id=named[:200] if isinstance(named, str) else None,
-                    accepted=False,
-                    reason=refused.reason,
-                )
-            )
+            reports.append(ItemReport(task_id=_named(item), accepted=False, reason=refused.reason))
             continue
+        task = tasks[result.task_id]
+        tasks[task.id] = task._replace(status="done")  # the same again is late, like any other
         (measured if result.measurement is not None else failed).append((task, result))
         reports.append(ItemReport(task_id=task.id, accepted=True))
     _store(session, agent, measured, now)
-    for task, result in failed:
-        _note_failure(task, result, now)
+    _note_failures(session, failed, now)
     report = BatchReport(batch_id=batch.batch_id, items=reports)
     session.add(
         UploadedBatch(
@@ -95,39 +97,87 @@ def take_in(session: Session, agent: Agent, batch: BatchCreate, settings: Settin
     return report
 
 
-def _check_form(item: dict[str, Any], now: datetime) -> ResultCreate | _Refused:
-    """An item as what it should be, or what is wrong with it."""
+def _check_forms(items: Sequence[dict[str, Any]]) -> Sequence[ResultCreate | _Refused]:
+    """Each item as what it should be, or what is wrong with it.
+
+    They are read as JSON once more because only then can it be strict: a number must be a
+    number and a time may be text.
+    """
     try:
-        result = _result.validate_python(item)
+        return _results.validate_json(json.dumps(items), strict=True)
+    except (ValidationError, RecursionError):
+        return [_check_form(item) for item in items]
+
+
+def _check_form(item: dict[str, Any]) -> ResultCreate | _Refused:
+    try:
+        return _result.validate_json(json.dumps(item), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        return _Refused(f"invalid: {field}: {first['msg']}"[:500].replace("\0", " "))
-    measurement = result.measurement
-    if measurement is not None and measurement.measured_at > now + _CLOCK_TOLERANCE:
-        return _Refused(
-            f"clock_in_future: measured at {measurement.measured_at.isoformat()}, and here it is "
+        place = _place(item, first["loc"], missing=first["type"] == "missing")
+        text = ": ".join(["invalid", *([place] if place else []), first["msg"]])
+        return _Refused(text[:500].replace("\0", " "))
+    except RecursionError:
+        return _Refused("invalid: nested too deeply")
+
+
+def _place(item: Any, location: Sequence[int | str], *, missing: bool) -> str:
+    """The field at fault as the agent wrote it; pydantic adds which kind of value it tried."""
+    names = []
+    for step in location:
+        of_list = isinstance(item, list) and isinstance(step, int)
+        if of_list or (isinstance(item, dict) and step in item):
+            item = item[step]
+        elif missing:
+            item = None
+        else:
+            break
+        names.append(str(step))
+    return ".".join(names)
+
+
+def _named(item: dict[str, Any]) -> str | None:
+    """The task an item names, as far as it can be written down."""
+    named = item.get("task_id")
+    if not isinstance(named, str):
+        return None
+    return named[:200].replace("\0", " ").encode(errors="replace").decode()
+
+
+def _check_clock(item: dict[str, Any], result: ResultCreate, now: datetime) -> None:
+    if result.measurement is None:
+        return
+    written = item["measurement"]["measured_at"]
+    if not isinstance(written, str) or "T" not in written:  # seconds since 1970 are read, too
+        raise _Refused("invalid: measurement.measured_at: write the time as ISO 8601 with its zone")
+    measured_at = result.measurement.measured_at
+    if measured_at > now + _CLOCK_TOLERANCE:
+        raise _Refused(
+            f"clock_in_future: measured at {measured_at.isoformat()}, and here it is "
             f"{now.isoformat(timespec='seconds')}; set the device's clock"
         )
-    return result
+    if measured_at < _EARLIEST:
+        raise _Refused(
+            f"clock_in_past: measured at {measured_at.isoformat()}; set the device's clock"
+        )
 
 
-def _check_lease(tasks: dict[str, MeasurementTask], agent: Agent, result: ResultCreate) -> str:
-    """The id of the task that `result` answers, if it is the agent's to answer."""
-    task = tasks.get(result.task_id)
-    if task is None or task.target_id not in agent.target_ids:
+def _check_lease(
+    task: LockedTask | None, agent_id: str, targets: frozenset[str], result: ResultCreate
+) -> None:
+    """Check that `task` is what `result` answers, and the agent's to answer."""
+    if task is None or task.target_id not in targets:
         raise _Refused("unknown_task")
-    if task.status != "leased" or task.agent_id != agent.id or task.fence != result.fence:
+    if task.status != "leased" or task.agent_id != agent_id or task.fence != result.fence:
         raise _Refused("stale_lease")
     if task.model_sha256 != result.model_sha256:
         raise _Refused("hash_mismatch: another file than the task's was measured")
-    return task.id
 
 
 def _store(
     session: Session,
     agent: Agent,
-    measured: Sequence[tuple[MeasurementTask, ResultCreate]],
+    measured: Sequence[tuple[LockedTask, ResultCreate]],
     now: datetime,
 ) -> None:
     """All measurements of a batch in two statements: intake must keep up with many agents."""
@@ -147,34 +197,32 @@ def _store(
         for task, result in measured
         if result.measurement is not None
     ]
-    session.execute(insert(Measurement), rows)
-    session.execute(
-        update(MeasurementTask)
-        .where(MeasurementTask.id.in_([task.id for task, _ in measured]))
-        .values(
-            status="done",
-            finished_at=now,
-            lease_expires_at=None,
-            tries=MeasurementTask.tries + 1,
-        )
-        .execution_options(synchronize_session=False)
-    )
+    add_measurements(session, rows)
+    finish_tasks(session, [task.id for task, _ in measured], now)
 
 
-def _note_failure(task: MeasurementTask, result: ResultCreate, now: datetime) -> None:
-    assert result.failure is not None
-    task.tries += 1
-    task.lease_expires_at = None
-    task.failure = result.failure.model_dump()
-    if result.failure.code == "too_noisy" and task.tries < NOISY_TRIES:
-        task.status = "queued"
-    else:
-        task.status, task.finished_at = "failed", now
-
-
-def _act(
-    session: Session, agent: Agent, ended: Sequence[MeasurementTask], settings: Settings
+def _note_failures(
+    session: Session, failed: Sequence[tuple[LockedTask, ResultCreate]], now: datetime
 ) -> None:
+    changes = []
+    for task, result in failed:
+        assert result.failure is not None
+        again = result.failure.code == "too_noisy" and task.tries + 1 < NOISY_TRIES
+        changes.append(
+            {
+                "id": task.id,
+                "tries": task.tries + 1,
+                "lease_expires_at": None,
+                "failure": result.failure.model_dump(),
+                "status": "queued" if again else "failed",
+                "finished_at": None if again else now,
+            }
+        )
+    if changes:
+        session.execute(update(MeasurementTask), changes)
+
+
+def _act(session: Session, agent: Agent, ended: Sequence[LockedTask], settings: Settings) -> None:
     """What follows from tasks that ended: drift is noted, kits that are whole are fitted."""
     canaries = {task.target_id for task in ended if task.purpose == "canary"}
     for target_id in sorted(canaries):

@@ -2,14 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, func, or_, select, update
-from sqlalchemy.orm import Session
+from psycopg.types.json import Jsonb
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Table,
+    any_,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from predictor.kits import BUILDER_VERSION
 from predictor.measurements import Effort
-from service.db.base import new_id, utc_now
+from service.db.base import JsonValue, new_id, utc_now
 from service.errors import NotFoundError
 from service.measurements.models import (
     Kit,
@@ -49,7 +61,7 @@ def kits_of(session: Session, target_id: str) -> Sequence[Kit]:
 
 def kits_with_tasks(session: Session, task_ids: Sequence[str]) -> Sequence[str]:
     """The ids of the kits that need any of these tasks, in order."""
-    found = select(KitItem.kit_id).where(KitItem.task_id.in_(task_ids)).distinct()
+    found = select(KitItem.kit_id).where(_among(session, KitItem.task_id, task_ids)).distinct()
     return session.scalars(found.order_by(KitItem.kit_id)).all()
 
 
@@ -303,15 +315,56 @@ def _open(target_ids: Sequence[str], agent_id: str, now: datetime) -> ColumnElem
     )
 
 
-def lock_tasks(session: Session, task_ids: Sequence[str]) -> dict[str, MeasurementTask]:
+class LockedTask(NamedTuple):
+    """What intake must know of a task; plain, because it asks for a thousand at a time."""
+
+    id: str
+    target_id: str
+    agent_id: str | None
+    purpose: str
+    subject: str
+    model_sha256: str
+    status: str
+    fence: int
+    tries: int
+
+
+_LOCKED = [MeasurementTask.__table__.c[name] for name in LockedTask._fields]
+
+
+def lock_tasks(session: Session, task_ids: Sequence[str]) -> dict[str, LockedTask]:
     """These tasks, locked until the transaction ends, by id."""
-    rows = session.scalars(
-        select(MeasurementTask)
-        .where(MeasurementTask.id.in_(task_ids))
+    rows = session.execute(
+        select(*_LOCKED)
+        .where(_among(session, MeasurementTask.id, task_ids))
         .order_by(MeasurementTask.id)  # two uploads lock in one order, so neither waits in vain
         .with_for_update()
     )
-    return {task.id: task for task in rows}
+    return {row[0]: LockedTask._make(row) for row in rows}
+
+
+def finish_tasks(session: Session, task_ids: Sequence[str], now: datetime) -> None:
+    """Note that these tasks were measured."""
+    session.execute(
+        update(MeasurementTask)
+        .where(_among(session, MeasurementTask.id, task_ids))
+        .values(
+            status="done",
+            finished_at=now,
+            lease_expires_at=None,
+            tries=MeasurementTask.tries + 1,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _among(
+    session: Session, column: InstrumentedAttribute[str], values: Sequence[str]
+) -> ColumnElement[bool]:
+    """Whether `column` is one of many values; PostgreSQL takes them as one parameter."""
+    if session.get_bind().dialect.name == "postgresql":
+        return column == any_(literal(list(values), ARRAY(column.type)))
+    return column.in_(values)
 
 
 def get_task(session: Session, task_id: str) -> MeasurementTask:
@@ -361,6 +414,24 @@ def is_model_of_targets(session: Session, target_ids: Sequence[str], sha256: str
 def find_batch(session: Session, agent_id: str, batch_id: str) -> UploadedBatch | None:
     """What an agent was told about a batch it uploaded before."""
     return session.get(UploadedBatch, (agent_id, batch_id))
+
+
+def add_measurements(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Store measurements, each given with every column; what intake's speed hangs on."""
+    table = Measurement.__table__
+    assert isinstance(table, Table)
+    connection = session.connection()
+    if connection.dialect.name != "postgresql":
+        connection.execute(insert(table), rows)
+        return
+    names = [column.name for column in table.columns]
+    documents = {column.name for column in table.columns if column.type is JsonValue}
+    raw = connection.connection.driver_connection
+    assert raw is not None
+    statement = f"COPY {table.name} ({', '.join(names)}) FROM STDIN"
+    with raw.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row([Jsonb(row[name]) if name in documents else row[name] for name in names])
 
 
 def measurement_of_task(session: Session, task_id: str) -> Measurement | None:

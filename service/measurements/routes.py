@@ -38,6 +38,7 @@ from service.measurements.repository import (
     is_model_of_targets,
     lease_tasks,
     list_measurements,
+    supersede,
 )
 from service.measurements.schemas import (
     BatchCreate,
@@ -75,6 +76,9 @@ def create_kit(
         profile = named_target(reading, body.target).profile
     build_files(database, artifacts, space, profile["precision"], profile["batch"])
     kit = ensure_kit(session, named_target(session, body.target), space)
+    if body.again:
+        supersede(session, kit.id)
+        session.flush()
     return _read_kit(session, kit, settings)
 
 

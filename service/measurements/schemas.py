@@ -16,10 +16,15 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class KitCreate(Request):
-    """Ask for everything a space needs measured on a target."""
+    """Ask for everything a space needs measured on a target.
+
+    Attributes:
+        again: measure anew what has been measured; the model follows when all of it is there.
+    """
 
     target: Name
     search_space: Name = "micro"
+    again: bool = False
 
 
 class KitRead(Resource):

@@ -96,7 +96,7 @@ def build_kit_files(database: Database, artifacts: ArtifactStore, spec: SearchCr
     space = get_space(spec.search_space)
     with database.reading() as session:
         target = session.get(Target, spec.target)
-        if target is None or not searchable_datasets(space):
+        if target is None or spec.dataset not in searchable_datasets(space):
             return
         if active_model(session, target.id, space.digest) is not None:
             return

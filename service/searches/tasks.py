@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from predictor.kits import network_subject
+from predictor.kits import network_subject, subject_weights
 from predictor.latency_term import LatencyTerm
 from predictor.network import NetworkLatencyModel
+from predictor.quantize import quantize
 from search_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from search_core.config import SearchConfig
 from search_core.constraint import AugmentedLagrangian, Constraint, Observed
@@ -31,7 +32,9 @@ from search_core.estimators.presets import ESTIMATORS
 from search_core.events import CheckpointReady, Notice, Progress, Report, SearchEvent
 from search_core.export import (
     check_parity,
+    onnx_accuracy,
     onnx_bytes,
+    parity_report,
     python_source,
     safetensors_bytes,
     torch_export_bytes,
@@ -48,13 +51,14 @@ from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
 from service.latency_models.repository import active_model, get_model
 from service.measurements.models import Measurement
-from service.measurements.repository import cancel_tasks
+from service.measurements.repository import cancel_tasks, prioritise
 from service.searches.lifecycle import end, enter_phase, start
 from service.searches.measuring import NotMeasurableError, Stopwatch
 from service.searches.models import SearchArtifact
 from service.searches.repository import append_event, get_search
 from service.searches.schedule import BATCH_SIZE, Schedule
 from service.searches.schemas import SearchCreate
+from service.targets.repository import get_target
 from service.version import VERSION
 
 HEADROOM = 0.015
@@ -64,11 +68,18 @@ the final file is measured later, on a device that may have drifted by a percent
 MAX_DECODES = 12
 
 _PARITY_IMAGES = 32
+_RANGE_IMAGES = 128
+"""Training images whose activations set the ranges of an int8 file."""
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A network with its files and numbers."""
+    """A network with its files and numbers.
+
+    Attributes:
+        onnx: the file that the target runs, in the target's batch and precision.
+        test_accuracy: of that file.
+    """
 
     architecture: Architecture
     network: Network
@@ -116,6 +127,8 @@ class _Attempt:
             start(session, search, row.id)
             self.latency_model_id = row.id
             self.model = NetworkLatencyModel.from_document(row.document)
+            profile = get_target(session, search.target_id).profile
+            self.precision, self.batch = str(profile["precision"]), int(profile["batch"])
         self.latency = LatencyTerm(self.model)
         self.budget_ms = self.spec.latency_budget_ms
         self.data: Dataset = load_dataset(
@@ -209,7 +222,7 @@ class _Attempt:
             network = found.supernet.derive(child)
             recalibrate_batch_norm(network, self.data)
             subject = network_subject(self.space, child)
-            probe = self._stopwatch.measure(onnx_bytes(network), subject, "table")
+            probe = self._stopwatch.measure(self._deployed(network), subject, "table")
             self._measured[child] = probe
             self._decodes.append(
                 {
@@ -292,7 +305,19 @@ class _Attempt:
             should_stop=self._should_stop,
             resume=self._resume(checkpoint_name),
         )
-        return _Trained(architecture, network, onnx_bytes(network), accuracy(network, self.data))
+        deployed = self._deployed(network)
+        in_float = self.precision == "float32"
+        right = accuracy(network, self.data) if in_float else onnx_accuracy(deployed, self.data)
+        return _Trained(architecture, network, deployed, right)
+
+    def _deployed(self, network: Network) -> bytes:
+        """The file that the target runs: in its batch, and quantised where it computes in int8."""
+        plain = onnx_bytes(network, batch=self.batch)
+        if self.precision == "float32":
+            return plain
+        n_images = max(_RANGE_IMAGES, self.batch) // self.batch * self.batch
+        images = self.data.plain_batch(self.spec.seed, 0, n_images).images
+        return quantize(plain, [group.numpy() for group in torch.split(images, self.batch)])
 
     # -- what the outside sees ---------------------------------------------------------
 
@@ -332,6 +357,9 @@ class _Attempt:
                 **metrics,
             }
             append_event(session, self._id, "metrics", data)
+            if progress.probabilities is not None:
+                weights = subject_weights(self.space, progress.probabilities)
+                prioritise(session, search.target_id, weights)
 
     def _resume(self, checkpoint_name: str) -> Checkpoint | None:
         path: Path = self._checkpoints / checkpoint_name
@@ -384,8 +412,10 @@ class _Attempt:
             "latency": f"{measured.latency_ms:.4g} ms, the median of {measured.n} runs",
         }
         binary = "application/octet-stream"
+        in_float = {"model_float32.onnx": (onnx_bytes(trained.network, batch=self.batch), binary)}
         return {
             "model.onnx": (trained.onnx, binary),
+            **(in_float if self.precision != "float32" else {}),
             "network.pt2": (torch_export_bytes(trained.network), binary),
             "network.py": (python_source(trained.network, facts).encode(), "text/x-python"),
             "weights.safetensors": (safetensors_bytes(trained.network), binary),
@@ -401,11 +431,13 @@ class _Attempt:
         """Write `succeeded` with every file; the one place that does."""
         assert measured.latency_ms <= self.budget_ms
         files = self._files(trained, measured)
-        parity = check_parity(
-            trained.network,
-            {name: content for name, (content, _) in files.items()},
-            next(self.data.test_batches(_PARITY_IMAGES)).images,
+        images = next(self.data.test_batches(_PARITY_IMAGES)).images
+        contents = {name: content for name, (content, _) in files.items()}
+        quantised = (
+            {} if self.precision == "float32" else {"model.onnx": contents.pop("model.onnx")}
         )
+        parity = check_parity(trained.network, contents, images)
+        parity |= parity_report(trained.network, quantised, images)  # int8 differs; told, not held
         stored = {
             name: self._context.artifacts.put(content) for name, (content, _) in files.items()
         }

@@ -76,9 +76,28 @@ class AdbOptions:
             raise ValueError(f"cpu_mask {self.cpu_mask!r} is no hexadecimal mask like f0")
         if self.provider not in PROVIDERS:
             raise ValueError(f"provider {self.provider!r} is none of {', '.join(PROVIDERS)}")
+        if self.cpu_fallback not in (True, False):
+            raise ValueError("cpu_fallback is neither true nor false")
+        if not (0.0 < self.run_seconds < 3600.0 and 0.0 < self.wait_seconds < 3600.0):
+            raise ValueError("run_seconds and wait_seconds are more than 0 and less than 3600")
         for name in filter(None, (self.runner, self.library)):
             if not Path(name).is_file():
                 raise ValueError(f"there is no file {name}")
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> "AdbOptions":
+        """Options as the command line gives them, texts, or as their own types.
+
+        Raises:
+            ValueError, TypeError: an option is unknown, missing, or makes no sense.
+        """
+        read = dict(given)
+        for name in {"run_seconds", "wait_seconds"} & set(given):
+            read[name] = float(given[name])
+        if "cpu_fallback" in given:
+            words = {"true": True, "false": False}
+            read["cpu_fallback"] = words.get(str(given["cpu_fallback"]).lower())
+        return cls(**read)
 
     @property
     def execution_provider(self) -> str:
@@ -97,7 +116,7 @@ class Adb:
     def __init__(self, spec: RuntimeSpec) -> None:
         self._spec = spec
         try:
-            self._options = AdbOptions(**spec.options)
+            self._options = AdbOptions.read(spec.options)
         except (TypeError, ValueError) as error:
             raise RuntimeFailedError(f"options of the adb runtime: {error}") from error
         self._phone = Phone(self._options)

@@ -34,7 +34,10 @@ class _OnnxRuntimeGpu:
 
     def __init__(self, spec: RuntimeSpec) -> None:
         self._spec = spec
-        self._device_id = int(spec.options.get("device_id", 0))
+        try:
+            self._device_id = int(spec.options.get("device_id", 0))
+        except ValueError as error:
+            raise RuntimeFailedError(f"option device_id is a number: {error}") from error
         available = onnxruntime.get_available_providers()
         if self.provider not in available:
             raise RuntimeFailedError(

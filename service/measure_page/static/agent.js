@@ -105,11 +105,15 @@ export class Agent {
     };
     if (entry.begun >= BEGUN_AT_MOST) {
       const detail = `the page ended ${entry.begun} times while this was measured`;
-      return { ...result, failure: { code: "unsupported", reason: "crashed", detail } };
+      const failure = { code: "unsupported", reason: "crashed", detail };
+      this.view.taskEnds(task, { failure });
+      return { ...result, failure };
     }
-    const { model, anchor, signed } = await this.fetchTask(task);
-    if (!model) {
-      return { ...result, failure: { code: "unsupported", reason: "not_authentic", detail: signed } };
+    const { model, anchor, signed, doubt } = await this.fetchTask(task);
+    if (doubt) {
+      const failure = { code: "unsupported", reason: "not_authentic", detail: doubt };
+      this.view.taskEnds(task, { failure });
+      return { ...result, failure };
     }
     await this.visible();
     if (this.draining) return null;
@@ -124,6 +128,7 @@ export class Agent {
       );
     } catch (error) {
       if (!(error instanceof RuntimeFailed)) throw error;
+      if (error.reason === "hung" && this.hiddenTimes !== hiddenBefore) return null; // it slept
       this.view.taskEnds(task, { failure: error });
       const detail = error.message.slice(0, 500);
       return { ...result, failure: { code: "unsupported", reason: error.reason, detail } };
@@ -134,8 +139,9 @@ export class Agent {
       this.view.log("The page was hidden; what was measured meanwhile is discarded.");
       return null;
     }
-    const { tickMs } = this.host;
-    const facts = await factsNow({ tickMs, hidden: document.hidden, signatureChecked: signed, skewMs });
+    const facts = await factsNow({
+      tickMs: this.host.tickMs, hidden: document.hidden, signatureChecked: signed, skewMs,
+    });
     tries.push({
       ...numbers,
       thread_cpu_ms: null,
@@ -150,27 +156,34 @@ export class Agent {
     return outcome && { ...result, ...outcome };
   }
 
-  /** The bytes of a task, checked; `model` is null and `signed` says why when they are not. */
+  /** The bytes of a task, checked: `{model, anchor, signed}`, or `{doubt}` where they fail. */
   async fetchTask(task) {
     const signed = await isSigned(task, this.identity.signing_key);
     if (signed === false) {
-      return { model: null, signed: "the signature of the task is not the server's" };
+      return { doubt: "the signature of the task is not the server's" };
     }
     const model = await this.download(task.model_sha256);
     const known = this.models.get(task.anchor_sha256);
     const anchor = known ?? (await this.download(task.anchor_sha256));
     if (!model || !anchor) {
       const what = model ? "the anchor model" : "the model";
-      return { model: null, signed: `the file of ${what} does not have the announced sha256` };
+      return { doubt: `the server has no file of ${what} with the announced sha256` };
     }
     this.models.set(task.anchor_sha256, anchor);
-    return { model, anchor: { sha256: task.anchor_sha256, bytes: anchor }, signed: signed === true };
+    const withHash = { sha256: task.anchor_sha256, bytes: anchor };
+    return { model, anchor: withHash, signed: signed === true };
   }
 
+  /** The file of that hash, null when the server has none or sends another. */
   async download(sha256) {
     const { token } = this.identity;
-    const bytes = await call("GET", `/v1/models/${sha256}`, { token, bytes: true });
-    return (await digest(new Uint8Array(bytes))) === sha256 ? bytes : null;
+    try {
+      const bytes = await call("GET", `/v1/models/${sha256}`, { token, bytes: true });
+      return (await digest(new Uint8Array(bytes))) === sha256 ? bytes : null;
+    } catch (error) {
+      if (error.status === 404) return null;
+      throw error;
+    }
   }
 
   // -- the server ----------------------------------------------------------------------
@@ -252,8 +265,8 @@ export class Agent {
         const passes =
           error instanceof Unreachable || error instanceof RuntimeUnavailable || error.passes;
         if (!passes) throw error;
-        this.view.offline(error);
         if (this.draining) return undefined; // what is measured stays in the journal
+        this.view.offline(error);
         const seconds = Math.min(30, this.rules.retrySeconds * 2 ** attempt);
         await this.sleep(seconds * (0.5 + Math.random() / 2));
       }

@@ -20,7 +20,8 @@ export class Unreachable extends Error {}
 export let skewMs = 0;
 
 /** JSON in, JSON out (bytes for `bytes: true`). Throws Problem or Unreachable. */
-export async function call(method, path, { token, body, bytes = false, seconds = 60, signal } = {}) {
+export async function call(method, path, options = {}) {
+  const { token, body, bytes = false, seconds = 60, signal } = options;
   const headers = {};
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body) headers["Content-Type"] = "application/json";
@@ -38,7 +39,7 @@ export async function call(method, path, { token, body, bytes = false, seconds =
     return bytes ? await answer.arrayBuffer() : await answer.json();
   } catch (error) {
     if (error instanceof Problem) throw error;
-    throw new Unreachable(error.message);
+    throw new Unreachable(`the server does not answer (${error.message})`);
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", stop);

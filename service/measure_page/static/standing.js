@@ -25,7 +25,8 @@ export function standingOf({ kits, latency_models: models }) {
   if (without.length) {
     return waiting("All is measured. The latency model is waiting for a worker to fit it.");
   }
-  return { state: "done", text: "Done. You may close this page; left open, it measures for searches." };
+  const text = "Done. You may close this page; left open, it measures for searches.";
+  return { state: "done", text };
 }
 
 function waiting(text) {

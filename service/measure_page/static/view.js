@@ -10,7 +10,8 @@ export class View {
     this.strip = new Strip($("strip"));
     this.grades = { A: 0, B: 0, C: 0 };
     this.finished = 0; // tasks that ended since measuring began
-    this.startedAt = null;
+    this.startedAt = null; // null while nothing is measured
+    this.spentMs = 0; // measuring, before that
     this.unsent = 0; // of those, ended since the server was last asked
     this.counts = { done: 0, failed: 0, total: 0 };
     this.milestone = 0;
@@ -21,7 +22,12 @@ export class View {
   state(state, text) {
     document.body.dataset.state = state;
     if (text && $("headline").textContent !== text) $("headline").textContent = text;
-    if (state === "measuring") this.startedAt ??= Date.now();
+    if (state === "measuring") {
+      this.startedAt ??= Date.now();
+    } else if (this.startedAt !== null) {
+      this.spentMs += Date.now() - this.startedAt;
+      this.startedAt = null;
+    }
     const busy = ["enrolling", "measuring", "waiting", "done", "paused"].includes(state);
     $("setup").hidden = busy || state === "error";
     $("measuring").hidden = !busy;
@@ -102,7 +108,9 @@ export class View {
     this.finished += 1;
     this.unsent += 1;
     this.showCounts();
-    if (failure) return this.log(`${words}: ${failure.reason}, ${failure.detail ?? failure.message}`);
+    if (failure) {
+      return this.log(`${words}: ${failure.reason}, ${failure.detail ?? failure.message}`);
+    }
     this.grades[measurement.grade] += 1;
     const parts = Object.entries(this.grades).filter(([, n]) => n);
     $("grades").textContent = parts.map(([grade, n]) => `${n} ${grade}`).join(" · ");
@@ -147,7 +155,7 @@ export class View {
       $("times").textContent = "";
       return;
     }
-    const seconds = (Date.now() - this.startedAt) / 1000;
+    const seconds = (this.spentMs + Date.now() - this.startedAt) / 1000;
     const each = this.finished >= 5 ? seconds / this.finished : null;
     const left = each && this.left > 0 ? `, about ${duration(each * this.left)} left` : "";
     $("times").textContent = `${duration(seconds)}${left}`;
@@ -171,7 +179,8 @@ function band({ search_space, fastest_ms, slowest_ms, stale, report }, kits) {
   const rows = [];
   if (scores) {
     const asked = held ? "networks it never saw" : "networks left out in turn";
-    rows.push(["Predictions", `off by ${percent(scores.mape)} on average, on ${scores.n} ${asked}`]);
+    const off = `off by ${percent(scores.mape)} on average, on ${scores.n} ${asked}`;
+    rows.push(["Predictions", off]);
     rows.push(["Within 10 %", `${percent(scores.within_10)} of them`]);
   }
   const kit = kits.find((one) => one.search_space === search_space);

@@ -15,7 +15,10 @@ export class WorkerHost {
     this.readings = {}; // anchor's sha256 -> ms a call
   }
 
-  /** One try. `onSlices` hears of slices as they are measured. Throws RuntimeFailed, RuntimeUnavailable. */
+  /**
+   * One try. `onSlices` hears of slices as they are measured.
+   * Throws RuntimeFailed, RuntimeUnavailable.
+   */
   async measure(model, anchor, effort, onSlices) {
     const readings = this.readings[anchor.sha256] ?? [];
     if (!this.worker) await this.open();

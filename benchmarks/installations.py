@@ -1,0 +1,75 @@
+"""An API and a worker as processes of this machine, for benchmarks that go through HTTP."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where it answers, the key of its first start, and the environment of its processes."""
+
+    url: str
+    key: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def installation(home: Path, **settings: str) -> Iterator[Installation]:
+    """API and worker over an empty home; both are gone afterwards.
+
+    Args:
+        settings: further ``TAILOR_`` variables, by name in lower case.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "TAILOR_HOME": str(home),
+        "TAILOR_CALIBRATE": "false",  # nothing is trained here
+        **{f"TAILOR_{name.upper()}": value for name, value in settings.items()},
+    }
+    command = [sys.executable, "-m", "service.cli"]
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        with (home / "api.log").open("w") as log:
+            api = subprocess.Popen(
+                [*command, "api", "--port", "0"],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+        processes.append(api)
+        assert api.stdout is not None
+        told: dict[str, str] = {}
+        for line in api.stdout:
+            name, _, value = line.strip().partition("=")
+            told[name] = value
+            if name == "TAILOR_READY":
+                break
+        if "TAILOR_READY" not in told:
+            raise SystemExit(f"the API did not start:\n{(home / 'api.log').read_text()}")
+        with (home / "worker.log").open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*command, "worker"], stdout=log, stderr=log, text=True, env=environment
+                )
+            )
+        yield Installation(told["TAILOR_URL"], told["TAILOR_API_KEY"], environment)
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
