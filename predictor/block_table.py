@@ -8,9 +8,6 @@ from predictor.kits import CHAIN, block_subject, chains
 from search_core.space.blocks import BlockSpec
 from search_core.space.space import SearchSpace
 
-UNSUPPORTED_FACTOR = 1e3
-"""A block that a target cannot run is priced at this many times the slowest one it can."""
-
 
 def blocks_of(space: SearchSpace, subjects: Collection[str]) -> set[BlockSpec]:
     """The blocks of `space` that any of these subjects is about."""
@@ -34,8 +31,7 @@ def block_table(
 
     Args:
         measured_ms: median latency by subject.
-        unsupported: blocks that the target cannot run; no budget that a network of the others
-            meets has room for one.
+        unsupported: blocks that the target cannot run; they are left out.
 
     Raises:
         MissingMeasurementsError: naming every subject that is absent.
@@ -53,6 +49,4 @@ def block_table(
         if CHAIN in chains(b)
     }
     overhead_ms = median([once[b] - ms for b, ms in table.items()] or [0.0])
-    known = {b: max(0.0, table.get(b, once[b] - overhead_ms)) for b in blocks}
-    beyond_ms = UNSUPPORTED_FACTOR * max(known.values(), default=0.0)
-    return known | dict.fromkeys(unsupported, beyond_ms)
+    return {b: max(0.0, table.get(b, once[b] - overhead_ms)) for b in blocks}

@@ -43,6 +43,7 @@ def fit_latency_model(
     refused = blocks_of(space, unsupported)
     table = block_table(space, measured_ms, refused)
     fixed_ms, rows_ms = space.slot_costs(lambda block: table.get(block, 0.0))  # Zero takes none
+    off_limits = _price_out(space, refused, fixed_ms, rows_ms)
     networks = [a for a in calibration_architectures(space) if refused.isdisjoint(space.blocks(a))]
     missing = [s for a in networks if (s := network_subject(space, a)) not in measured_ms]
     missing = [subject for subject in missing if subject not in unsupported]
@@ -78,6 +79,7 @@ def fit_latency_model(
         offset_ms=line.offset_ + line.scale_ * fixed_ms,
         table_ms=tuple(tuple(line.scale_ * ms for ms in row) for row in rows_ms),
         margin=max(_LEAST_MARGIN, min(0.25, 2.0 * quality.mape)),
+        unsupported=off_limits,
     )
     held_out = [
         a for a in held_out_architectures(space) if network_subject(space, a) in measured_ms
@@ -98,6 +100,36 @@ def fit_latency_model(
         ],
     }
     return model, report
+
+
+def _price_out(
+    space: SearchSpace,
+    refused: Collection[BlockSpec],
+    fixed_ms: float,
+    rows_ms: list[list[float]],
+) -> tuple[tuple[int, int], ...]:
+    """Raise the candidates that hold a refused block to what the slowest other network takes.
+
+    Returns:
+        These candidates, as (slot, choice).
+
+    Raises:
+        UnusableMeasurementsError: no network of the space is without a refused block.
+    """
+    fixed, rows = space.slot_costs(lambda block: float(block in refused))
+    off_limits = {(s, c) for s, row in enumerate(rows) for c, n in enumerate(row) if n}
+    if fixed or any(all(row) for row in rows):
+        raise UnusableMeasurementsError(
+            f"the target runs no network of {space.name}: it does not support "
+            f"{', '.join(sorted(map(str, refused))[:3])}"
+        )
+    slowest_ms = fixed_ms + sum(
+        max(ms for c, ms in enumerate(row) if (s, c) not in off_limits)
+        for s, row in enumerate(rows_ms)
+    )
+    for slot, choice in off_limits:
+        rows_ms[slot][choice] = slowest_ms
+    return tuple(sorted(off_limits))
 
 
 def _on_held_out(

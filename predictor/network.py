@@ -20,12 +20,15 @@ class NetworkLatencyModel:
         table_ms: one row a slot, one entry a candidate.
         margin: relative amount by which a measurement may exceed its prediction, from
             leave-one-out residuals; searches decode against the budget less this.
+        unsupported: (slot, choice) that the target cannot run; their entries of `table_ms` are
+            what the slowest network of the others takes.
     """
 
     space_digest: str
     offset_ms: float
     table_ms: tuple[tuple[float, ...], ...]
     margin: float
+    unsupported: tuple[tuple[int, int], ...] = ()
 
     def predict_ms(self, architecture: Architecture) -> float:
         """Predicted median latency of `architecture`.
@@ -40,10 +43,13 @@ class NetworkLatencyModel:
 
     @property
     def band_ms(self) -> tuple[float, float]:
-        """Predicted latency of the fastest and of the slowest architecture of the space."""
-        fastest = self.offset_ms + sum(min(row) for row in self.table_ms)
-        slowest = self.offset_ms + sum(max(row) for row in self.table_ms)
-        return fastest, slowest
+        """Predicted latency of the fastest and of the slowest network that the target runs."""
+        refused = set(self.unsupported)
+        rows = [
+            [ms for choice, ms in enumerate(row) if (slot, choice) not in refused]
+            for slot, row in enumerate(self.table_ms)
+        ]
+        return self.offset_ms + sum(map(min, rows)), self.offset_ms + sum(map(max, rows))
 
     def to_document(self) -> dict[str, Any]:
         """A JSON-able document; `from_document` reads it back."""
@@ -65,6 +71,7 @@ class NetworkLatencyModel:
                 offset_ms=float(document["offset_ms"]),
                 table_ms=tuple(tuple(float(ms) for ms in row) for row in document["table_ms"]),
                 margin=float(document["margin"]),
+                unsupported=tuple((int(s), int(c)) for s, c in document.get("unsupported", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelDocumentError(f"damaged latency model: {error!r}") from error

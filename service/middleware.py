@@ -1,5 +1,6 @@
 """ASGI middleware: request ids and the limit on bodies."""
 
+import asyncio
 import json
 import zlib
 
@@ -41,47 +42,61 @@ class RequestId:
 
 
 class BodyLimit:
-    """Answers 413 to a body over the limit, announced or not, before any route sees it."""
+    """Answers 413 to a body over the limit, announced or not, before any route sees it.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    A body that does not arrive within `max_seconds` is refused, too: whoever sends it byte by
+    byte holds nothing for long.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float = 120.0) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if "\0" in scope["path"]:  # no id has one, and PostgreSQL cannot look for it
-            return await self._refuse(scope, send, NotFoundError("no path contains NUL"))
+            return await refuse(scope, send, NotFoundError("no path contains NUL"))
         too_large = PayloadTooLargeError(f"the body is larger than {self._max_bytes} bytes")
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            return await self._refuse(scope, send, too_large)
+            return await refuse(scope, send, too_large)
+        try:
+            async with asyncio.timeout(self._max_seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            late = f"the body did not arrive within {self._max_seconds:g} s"
+            return await refuse(scope, send, BadRequestError(late))
+        if body is None:
+            return None  # the client has gone
+        if len(body) > self._max_bytes:
+            return await refuse(scope, send, too_large)
+        await self._app(scope, _once(body, receive), send)
 
-        received: list[Message] = []
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body, or as much as shows that it is too large; None when it was cut off.
+
+        Routes need it whole, and it is small.
+        """
+        parts = []
         n_bytes = 0
-        while True:  # read the whole body first: routes need it whole, and it is small
+        while n_bytes <= self._max_bytes:
             message = await receive()
-            received.append(message)
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > self._max_bytes:
-                return await self._refuse(scope, send, too_large)
-            if message["type"] != "http.request" or not message.get("more_body", False):
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            n_bytes += len(parts[-1])
+            if not message.get("more_body", False):
                 break
-
-        async def replay() -> Message:
-            return received.pop(0) if received else await receive()
-
-        await self._app(scope, replay, send)
-
-    async def _refuse(self, scope: Scope, send: Send, error: TailorError) -> None:
-        await refuse(scope, send, error)
+        return b"".join(parts)
 
 
 class Gunzip:
     """Unpacks bodies sent with `Content-Encoding: gzip`, up to the limit and no further.
 
-    `BodyLimit` stands outside, so a body arrives here whole and in one piece or in few.
+    `BodyLimit` stands outside, so a body arrives here whole and in one piece.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -99,14 +114,7 @@ class Gunzip:
                 send,
                 UnsupportedEncodingError(f"Content-Encoding {encoding[:50]!r} is not gzip"),
             )
-        packed = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            packed += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
+        packed = (await receive())["body"]
         try:
             body = self._unpack(packed)
         except TailorError as error:
@@ -114,12 +122,7 @@ class Gunzip:
         headers = MutableHeaders(scope=scope)
         del headers["content-encoding"]
         headers["content-length"] = str(len(body))
-        unpacked: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return unpacked.pop() if unpacked else await receive()
-
-        await self._app(scope, replay, send)
+        await self._app(scope, _once(body, receive), send)
 
     def _unpack(self, packed: bytes) -> bytes:
         machine = zlib.decompressobj(wbits=31)
@@ -134,6 +137,16 @@ class Gunzip:
         if not machine.eof or machine.unused_data:
             raise BadRequestError("the gzip body is cut short or has something behind its end")
         return body
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """Gives `body` in one piece, then what comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
 
 
 async def refuse(scope: Scope, send: Send, error: TailorError) -> None:

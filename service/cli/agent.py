@@ -35,6 +35,7 @@ app.command("doctor")(agent_doctor.doctor)
 app.add_typer(agent_bundle.app, name="bundle")
 _stderr = Console(stderr=True)
 _ASK_SECONDS = 2.0
+_FIT_SECONDS = 60.0  # by then a kit that is incomplete has its model all the same, or has none
 _NODE = platform.node()
 
 State = Annotated[
@@ -298,8 +299,17 @@ def _tell_change(connection: Any, profiles: dict[str, Any]) -> str:
 
 
 def _measured(connection: Any, stop: threading.Event) -> Callable[[], bool]:
-    """Whether to leave: told to, or all kits are measured and have their models."""
+    """Whether to leave: told to, or every kit has its model, or none will come."""
     asked = time.monotonic()
+    incomplete_since: dict[str, float] = {}
+
+    def is_settled(kit: dict[str, Any], modelled: set[str]) -> bool:
+        if kit["search_space"] in modelled:
+            return True
+        if kit["status"] == "measuring":
+            return False
+        since = incomplete_since.setdefault(kit["id"], time.monotonic())
+        return kit["status"] == "incomplete" and time.monotonic() - since > _FIT_SECONDS
 
     def should_stop() -> bool:
         nonlocal asked
@@ -309,9 +319,9 @@ def _measured(connection: Any, stop: threading.Event) -> Callable[[], bool]:
             return False
         asked = time.monotonic()
         return all(
-            {kit["search_space"] for kit in target["kits"]}
-            <= {model["search_space"] for model in target["latency_models"]}
+            is_settled(kit, {model["search_space"] for model in target["latency_models"]})
             for target in connection.itself()["targets"]
+            for kit in target["kits"]
         )
 
     return should_stop

@@ -129,8 +129,8 @@ class _Attempt:
             self.model = NetworkLatencyModel.from_document(row.document)
             profile = get_target(session, search.target_id).profile
             self.precision, self.batch = str(profile["precision"]), int(profile["batch"])
-        self.latency = LatencyTerm(self.model)
         self.budget_ms = self.spec.latency_budget_ms
+        self.latency = LatencyTerm(self.model, self.budget_ms)
         self.data: Dataset = load_dataset(
             self.spec.dataset, context.settings.datasets_dir / self.spec.dataset
         )

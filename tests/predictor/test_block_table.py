@@ -2,7 +2,7 @@
 
 import pytest
 
-from predictor.block_table import block_table
+from predictor.block_table import block_table, blocks_of
 from predictor.errors import MissingMeasurementsError
 from predictor.kits import CHAIN, block_subject, chains
 
@@ -55,3 +55,23 @@ def test_every_missing_subject_is_named(micro, synthetic_kit):
     with pytest.raises(MissingMeasurementsError, match=f"{len(gone)} subjects") as caught:
         block_table(micro, measured)
     assert sorted(caught.value.subjects) == sorted(gone)
+
+
+@pytest.mark.parametrize("copies", [1, CHAIN])
+def test_a_block_is_refused_when_any_of_its_chains_is(micro, copies):
+    block = next(b for b in micro.distinct_blocks if CHAIN in chains(b))
+    assert blocks_of(micro, [block_subject(block, copies)]) == {block}
+    assert blocks_of(micro, ["network:x", "block:nonsense:x1"]) == set()
+
+
+def test_an_unsupported_block_is_left_out_and_moves_no_other(
+    micro, block_ms, synthetic_kit
+):
+    refused = micro.distinct_blocks[3]
+    measured = synthetic_kit(micro)
+    for copies in chains(refused):
+        del measured[block_subject(refused, copies)]
+    table = block_table(micro, measured, {refused})
+    assert set(table) == set(micro.distinct_blocks) - {refused}
+    for block, ms in table.items():
+        assert ms == pytest.approx(block_ms(block), rel=1e-10)

@@ -7,7 +7,17 @@ import pytest
 
 from predictor.errors import MissingMeasurementsError, UnusableMeasurementsError
 from predictor.fit import fit_latency_model
-from predictor.kits import calibration_architectures, network_subject
+from predictor.kits import (
+    N_CALIBRATION_NETWORKS,
+    N_HELD_OUT_NETWORKS,
+    block_subject,
+    calibration_architectures,
+    chains,
+    held_out_architectures,
+    network_subject,
+)
+from predictor.latency_term import LatencyTerm
+from predictor.network import NetworkLatencyModel
 
 
 def noisy_kit(space, synthetic_kit, spread):
@@ -29,7 +39,8 @@ def test_the_report_says_what_was_fitted(micro, synthetic_kit):
     assert report["calibration"]["offset_ms"] == pytest.approx(0.02, rel=1e-4)
     assert report["calibration"]["scale"] == pytest.approx(1.1, rel=1e-4)
     assert report["n_blocks"] == len(micro.distinct_blocks)
-    assert report["leave_one_out"]["n"] == len(report["networks"]) == 10
+    assert report["leave_one_out"]["n"] == len(report["networks"]) == N_CALIBRATION_NETWORKS
+    assert report["unsupported_blocks"] == []
     for network, architecture in zip(
         report["networks"], calibration_architectures(micro), strict=True
     ):
@@ -113,3 +124,126 @@ def test_networks_that_all_measure_the_same_fit_no_model(micro, synthetic_kit, m
     flat = {s: ms if s.startswith("network:") else t for s, t in measured.items()}
     with pytest.raises(UnusableMeasurementsError):
         fit_latency_model(micro, flat)
+
+
+# -- networks that the model has not seen ----------------------------------------------
+
+
+@pytest.fixture
+def whole_kit(micro, block_ms, synthetic_kit):
+    """Measures the held-out networks as well, `spread` off the line either way."""
+
+    def measure(spread=0.0, network_ms=lambda block_sum: 0.02 + 1.1 * block_sum):
+        measured = synthetic_kit(micro, network_ms)
+        for i, a in enumerate(held_out_architectures(micro)):
+            factor = 1.0 + (spread if i % 2 else -spread)
+            measured[network_subject(micro, a)] = factor * network_ms(
+                sum(map(block_ms, micro.blocks(a)))
+            )
+        return measured
+
+    return measure
+
+
+def test_an_additive_device_is_foretold_on_networks_it_was_not_fitted_to(micro, whole_kit):
+    _, report = fit_latency_model(micro, whole_kit())
+    found = report["held_out"]
+    assert found["n"] == len(report["held_out_networks"]) == N_HELD_OUT_NETWORKS
+    assert found["mape"] < 1e-5
+    assert (found["within_10"], found["spearman"]) == (1.0, pytest.approx(1.0))
+    for told, a in zip(report["held_out_networks"], held_out_architectures(micro), strict=True):
+        assert micro.parse(told["architecture"]) == a
+        assert told["predicted_ms"] == pytest.approx(told["measured_ms"], rel=1e-4)
+
+
+def test_held_out_errors_are_those_of_the_held_out_networks(micro, whole_kit):
+    _, report = fit_latency_model(micro, whole_kit(spread=0.2))
+    assert report["held_out"]["mape"] == pytest.approx(0.5 * (0.2 / 0.8 + 0.2 / 1.2), rel=1e-3)
+    assert report["held_out"]["within_10"] == 0.0
+    assert report["leave_one_out"]["mape"] < 1e-5
+
+
+def test_held_out_networks_change_nothing_of_the_model(micro, synthetic_kit, whole_kit):
+    without, report = fit_latency_model(micro, synthetic_kit(micro))
+    assert (report["held_out"], report["block_sum"], report["block_sum_bias"]) == (None,) * 3
+    for spread in (0.0, 0.3, 0.9):
+        assert fit_latency_model(micro, whole_kit(spread))[0] == without
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_the_report_tells_by_how_much_plain_sums_of_blocks_are_off(micro, whole_kit, scale):
+    _, report = fit_latency_model(micro, whole_kit(network_ms=lambda ms: scale * ms))
+    assert report["block_sum_bias"] == pytest.approx(1.0 / scale - 1.0, rel=1e-6)
+    assert report["block_sum"]["mape"] == pytest.approx(abs(1.0 / scale - 1.0), rel=1e-6)
+    assert report["held_out"]["mape"] < 1e-5
+
+
+# -- blocks that the target cannot run -------------------------------------------------
+
+
+def without_blocks(space, measured, blocks):
+    """What a target that refuses `blocks` measures, and the subjects it refuses."""
+    refused = {block_subject(b, copies) for b in blocks for copies in chains(b)}
+    for a in (*calibration_architectures(space), *held_out_architectures(space)):
+        if not blocks.isdisjoint(space.blocks(a)):
+            refused.add(network_subject(space, a))
+    return {s: ms for s, ms in measured.items() if s not in refused}, refused
+
+
+def some_block(space):
+    """A candidate that networks can do without."""
+    layer = next(layer for layer in space.layers if layer.slot is not None)
+    return layer.blocks[0]
+
+
+def test_no_budget_that_the_other_networks_meet_has_room_for_an_unsupported_block(
+    micro, block_ms, whole_kit
+):
+    refused_block = some_block(micro)
+    measured, refused = without_blocks(micro, whole_kit(), {refused_block})
+    model, report = fit_latency_model(micro, measured, refused)
+    rng = random.Random(2)
+    with_it, without_it = [], []
+    for architecture in (micro.sample(rng) for _ in range(500)):
+        has = refused_block in micro.blocks(architecture)
+        (with_it if has else without_it).append(model.predict_ms(architecture))
+    assert min(with_it) > max(without_it)
+    assert model.band_ms[1] < min(with_it)
+    term = LatencyTerm(model, budget_ms=3 * model.band_ms[1])  # a budget that binds nothing
+    for architecture in (micro.sample(rng) for _ in range(200)):
+        has = refused_block in micro.blocks(architecture)
+        assert (term.exact(architecture) > 3 * model.band_ms[1]) == has
+    assert NetworkLatencyModel.from_document(model.to_document()) == model
+    assert report["unsupported_blocks"] == [str(refused_block)]
+    for architecture in (micro.sample(rng) for _ in range(50)):
+        if refused_block not in micro.blocks(architecture):
+            true_ms = 0.02 + 1.1 * sum(map(block_ms, micro.blocks(architecture)))
+            assert model.predict_ms(architecture) == pytest.approx(true_ms, rel=1e-4)
+
+
+def test_networks_with_an_unsupported_block_are_in_no_figure_of_the_report(micro, whole_kit):
+    refused_block = some_block(micro)
+    measured, refused = without_blocks(micro, whole_kit(), {refused_block})
+    _, report = fit_latency_model(micro, measured, refused)
+    told = [n["architecture"] for n in (*report["networks"], *report["held_out_networks"])]
+    assert 5 <= report["leave_one_out"]["n"] < N_CALIBRATION_NETWORKS
+    assert report["held_out"]["n"] < N_HELD_OUT_NETWORKS
+    for text in told:
+        assert refused_block not in micro.blocks(micro.parse(text))
+    assert report["leave_one_out"]["mape"] < 1e-4
+
+
+def test_a_block_refused_only_as_a_chain_is_not_offered_either(micro, synthetic_kit):
+    block = next(b for b in micro.distinct_blocks if len(chains(b)) == 2)
+    subject = block_subject(block, chains(block)[-1])
+    measured = synthetic_kit(micro)
+    del measured[subject]
+    _, report = fit_latency_model(micro, measured, {subject})
+    assert report["unsupported_blocks"] == [str(block)]
+
+
+def test_a_target_that_runs_hardly_a_network_gets_no_model(micro, synthetic_kit):
+    stem = micro.distinct_blocks[0]
+    measured, refused = without_blocks(micro, synthetic_kit(micro), {stem})
+    with pytest.raises(UnusableMeasurementsError, match="the target runs no network of micro"):
+        fit_latency_model(micro, measured, refused)
