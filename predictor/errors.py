@@ -6,6 +6,7 @@ PredictorError
 ├── ModelDocumentError         a stored model cannot be read
 ├── TooNoisyError              the device never became quiet enough to measure
 ├── RuntimeFailedError         the runtime could not load or run a model
+│   └── DeviceLostError        the device is not there; the model is not to blame
 ├── NotAuthenticError          a file or a task that is not what the service signed
 └── TaskFailedError            a measuring task ended without a measurement
 """
@@ -44,6 +45,13 @@ class RuntimeFailedError(PredictorError):
     def __init__(self, detail: str, reason: Reason = "refused") -> None:
         super().__init__(detail)
         self.reason: Reason = reason
+
+
+class DeviceLostError(RuntimeFailedError):
+    """The device that runs the model is not there, for now or for good."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, "device_lost")
 
 
 class NotAuthenticError(PredictorError):

@@ -18,7 +18,14 @@ Grade = Literal["A", "B", "C"]
 """A: the median is known to 1 %; B: to 2 %, or much of the time was discarded; C: flagged."""
 
 Reason = Literal[
-    "refused", "crashed", "hung", "out_of_memory", "wrong_provider", "not_authentic", "noise"
+    "refused",
+    "crashed",
+    "hung",
+    "out_of_memory",
+    "wrong_provider",
+    "not_authentic",
+    "device_lost",
+    "noise",
 ]
 """Why there is no measurement."""
 

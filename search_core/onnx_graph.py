@@ -59,6 +59,9 @@ def random_weights(
         for name, shape in _weight_shapes(index, block):
             fan_in = int(np.prod(shape[1:]))
             scale = 0.1 if name.endswith("bias") else (2.0 / fan_in) ** 0.5
+            if name.endswith("weight") and len(shape) == 1:  # of a BatchNorm that is not folded
+                weights[name] = rng.normal(1.0, 0.1, shape).astype(np.float32)
+                continue
             weights[name] = rng.normal(0.0, scale, shape).astype(np.float32)
     return weights
 

@@ -7,6 +7,7 @@ loaded nothing: a process a task at the price of a fork.
 """
 
 import json
+import math
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ from predictor.agent import host
 from predictor.agent.protocol import EFFORTS, Anchor, measure
 from predictor.agent.runtimes.base import Runtime, RuntimeSpec
 from predictor.agent.runtimes.registry import make_runtime
-from predictor.errors import RuntimeFailedError, TooNoisyError
+from predictor.errors import DeviceLostError, RuntimeFailedError, TooNoisyError
 
 
 def main() -> None:
@@ -37,12 +38,16 @@ def main() -> None:
     if not forks:
         _end_with_agent()
     for line in sys.stdin:
+        order = json.loads(line)
         if runtime is None:
-            _answer(answers, failure or {})
+            _answer(answers, order, failure or {})
         elif forks:
-            _in_fork(runtime, json.loads(line), answers)
+            _in_fork(runtime, order, answers)
         else:
-            _answer(answers, _carry_out(runtime, json.loads(line)))
+            answer = _carry_out(runtime, order)
+            _answer(answers, order, answer)
+            if answer.get("failure", {}).get("reason") == "crashed":
+                return  # a device's context may be lost with it; the agent starts another
 
 
 def _end_with_agent() -> None:
@@ -64,7 +69,7 @@ def _in_fork(runtime: Runtime, order: dict[str, Any], answers: IO[str]) -> None:
         code = 1
         try:
             _end_with_agent()
-            _answer(answers, _carry_out(runtime, order))
+            _answer(answers, order, _carry_out(runtime, order))
             code = 0
         finally:
             os._exit(code)
@@ -72,10 +77,11 @@ def _in_fork(runtime: Runtime, order: dict[str, Any], answers: IO[str]) -> None:
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-        _answer(answers, _failure("unsupported", "crashed", f"the runtime died by {name}{hint}"))
+        detail = f"the runtime died by {name}{hint}"
+        _answer(answers, order, _failure("unsupported", "crashed", detail))
     elif os.WEXITSTATUS(status):
         detail = f"the process ended with status {os.WEXITSTATUS(status)}"
-        _answer(answers, _failure("unsupported", "crashed", detail))
+        _answer(answers, order, _failure("unsupported", "crashed", detail))
 
 
 def _carry_out(runtime: Runtime, order: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +89,8 @@ def _carry_out(runtime: Runtime, order: dict[str, Any]) -> dict[str, Any]:
     try:
         cores = host.pin(order["threads"])
         anchor_model = runtime.load(Path(order["anchor"]).read_bytes())
-        anchor = Anchor(anchor_model, order["readings"])
+        remembered_ms = order["remembered_ms"] or math.inf
+        anchor = Anchor(anchor_model, order["readings"], remembered_ms=remembered_ms)
         model = runtime.load(Path(order["model"]).read_bytes())
         expected = runtime.profile().execution_provider
         if model.provider != expected:
@@ -96,10 +103,13 @@ def _carry_out(runtime: Runtime, order: dict[str, Any]) -> dict[str, Any]:
                 EFFORTS[order["effort"]],
                 slice_seconds=runtime.slice_seconds,
                 facts={"cores": cores} if cores else {},
+                look=getattr(runtime, "facts", host.transient_facts),
             )
         except TooNoisyError as error:
             failure = _failure("too_noisy", "noise", str(error))
             return {**failure, "readings": anchor.readings}
+    except DeviceLostError as error:  # not the model's fault: another try, or another day
+        return _failure("too_noisy", error.reason, str(error))
     except MemoryError:
         return _failure("unsupported", "out_of_memory", "the model does not fit into memory")
     except RuntimeFailedError as error:
@@ -111,7 +121,9 @@ def _failure(code: str, reason: str, detail: str) -> dict[str, Any]:
     return {"failure": {"code": code, "reason": reason, "detail": detail[:500]}}
 
 
-def _answer(answers: IO[str], answer: dict[str, Any]) -> None:
+def _answer(answers: IO[str], order: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Answer `order`; its number goes back, because a fork may die after it has answered."""
+    answer = {**answer, "number": order["number"]}
     try:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,8 +159,9 @@ class Connection:
         activity: str,
         journal_batches: int,
         profiles: dict[str, TargetProfile],
+        holds: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Tell the API that this agent lives; leases in hand are extended.
+        """Tell the API that this agent lives; the leases of the tasks in `holds` are extended.
 
         Returns:
             ``draining``, ``stale`` (targets whose latency models no longer hold, with the
@@ -170,6 +172,7 @@ class Connection:
             "activity": activity,
             "journal_batches": journal_batches,
             "profiles": {target: asdict(profile) for target, profile in profiles.items()},
+            "holds": list(holds),
         }
         answer: dict[str, Any] = self._request(
             "POST", "/v1/agents/self/heartbeat", json=body

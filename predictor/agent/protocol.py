@@ -11,6 +11,7 @@ the result is the median, with deciles, over the calls of the quiet slices.
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,10 @@ from predictor.errors import TooNoisyError
 from predictor.measurements import Effort, Measurement
 
 Floats = NDArray[np.float64]
+
+_LEAST_SLICES = 24
+_SLOWEST = 10
+"""A model so slow that its calls do not fit gets up to this many times `max_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,23 @@ EFFORTS: dict[Effort, Protocol] = {
 }
 
 
+def longest_seconds(effort: Effort) -> float:
+    """The longest that one measurement may take, the slowest models included."""
+    return _SLOWEST * EFFORTS[effort].max_seconds
+
+
 class Anchor:
     """A small model whose time tells whether the core is ours alone right now.
 
     Args:
         readings: earlier ones, in ms; without any, an opening of `opening_seconds` takes some.
+        remembered_ms: its time on the quiet device as it is known from before, if it is.
 
     Attributes:
         readings: the latest ones, in ms; pass them on to the next anchor of the same file.
         best_ms: its time on the quiet device: the 2nd percentile of the readings, because a
-            busy neighbour can spoil nine readings of ten.
+            busy neighbour can spoil nine readings of ten; or what is remembered, if that is
+            less, because a neighbour can stay.
     """
 
     _RUNS = 5
@@ -84,8 +96,10 @@ class Anchor:
         model: LoadedModel,
         readings: list[float] | None = None,
         opening_seconds: float = 2.0,
+        remembered_ms: float = math.inf,
     ) -> None:
         self._model = model
+        self._remembered_ms = remembered_ms
         self.readings = list(readings or ())
         self._read()  # the first calls of a new session are slow
         if not self.readings:
@@ -109,7 +123,12 @@ class Anchor:
         return sorted(self._model.time_calls(self._RUNS).wall_ns)[self._RUNS // 2] / 1e6
 
     def _floor(self) -> float:
-        return sorted(self.readings)[len(self.readings) // 50]
+        return min(floor_ms(self.readings), self._remembered_ms)
+
+
+def floor_ms(readings: Sequence[float]) -> float:
+    """What an anchor takes on the quiet device, from readings of which most may be spoilt."""
+    return sorted(readings)[len(readings) // 50]
 
 
 def measure(
@@ -119,6 +138,7 @@ def measure(
     *,
     slice_seconds: float = 0.004,
     facts: dict[str, Any] | None = None,
+    look: Callable[[], dict[str, Any]] = host.transient_facts,
 ) -> Measurement:
     """Measure the calls of `model` once.
 
@@ -128,14 +148,18 @@ def measure(
     Args:
         slice_seconds: how long the model runs between two looks at the anchor.
         facts: what is known already and goes into the record.
+        look: tells load, clocks and temperature of what runs the model, now.
 
     Raises:
         TooNoisyError: too few quiet slices in `max_seconds` to say anything.
         RuntimeFailedError: the runtime failed on the way.
     """
-    before = host.transient_facts()
-    deadline = time.perf_counter() + protocol.max_seconds
+    before = look()
     call_seconds = _warm_up(model, protocol)
+    limit_seconds = max(protocol.max_seconds, _LEAST_SLICES * max(slice_seconds, call_seconds))
+    if protocol.min_runs * call_seconds > limit_seconds:
+        limit_seconds = min(_SLOWEST * protocol.max_seconds, 2 * protocol.min_runs * call_seconds)
+    deadline = time.perf_counter() + limit_seconds
 
     walls: list[int] = []  # ns, quiet slices only
     cpus: list[int] = []
@@ -145,6 +169,7 @@ def measure(
     quiet_before = anchor.is_quiet(protocol.anchor_tolerance)
     while True:
         calls = model.time_calls(max(1, round(slice_seconds / call_seconds)))
+        call_seconds = max(1e-7, min(calls.wall_ns) / 1e9)  # the warm-up may have been slower
         quiet_after = anchor.is_quiet(protocol.anchor_tolerance)
         slices += 1
         if quiet_before and quiet_after:
@@ -160,13 +185,13 @@ def measure(
             break
     if len(walls) < protocol.min_runs:
         raise TooNoisyError(
-            f"only {quiet_slices} of {slices} slices were quiet in {protocol.max_seconds:g} s"
+            f"only {quiet_slices} of {slices} slices were quiet in {limit_seconds:.3g} s"
         )
 
     times = np.array(walls) / 1e6
     p10, median, p90 = (float(q) for q in np.percentile(times, [10, 50, 90]))
     cpu_ms = float(np.median(cpus)) / 1e6 if cpus else None
-    after = host.transient_facts()
+    after = look()
     width = _interval(times)
     contended_share = 1.0 - quiet_slices / slices
     notes = _failed_gates(times, cpu_ms, width, before, after, protocol)
@@ -192,11 +217,10 @@ def _warm_up(model: LoadedModel, protocol: Protocol) -> float:
     """Run until warm; what one call takes by then, in seconds."""
     warm_until, warm_runs = time.perf_counter() + protocol.warmup_seconds, 0
     while True:
-        started = time.perf_counter()
         calls = model.time_calls(max(1, protocol.warmup_runs // 3))
         warm_runs += len(calls.wall_ns)
         if warm_runs >= protocol.warmup_runs and time.perf_counter() >= warm_until:
-            return max(1e-7, (time.perf_counter() - started) / len(calls.wall_ns))
+            return max(1e-7, float(np.mean(calls.wall_ns)) / 1e9)
 
 
 def _failed_gates(

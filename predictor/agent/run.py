@@ -44,6 +44,7 @@ class Agent:
         self._say = say
         self._poll_seconds = poll_seconds
         self._activity = "starting"
+        self._held: list[str] = []
         self._drain = threading.Event()
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -65,6 +66,7 @@ class Agent:
                     lease = self._connection.lease(_LEASE_LIMIT, self._poll_seconds)
                     if lease.draining:
                         self._drain.set()
+                    self._held = [task.id for task in lease.tasks]
                     self._work_off(lease.tasks, lambda: should_stop() or self._drain.is_set())
                 except httpx.HTTPError as error:
                     self._say(f"the API is out of reach, trying again: {error}")
@@ -143,6 +145,7 @@ class Agent:
                     self._activity,
                     len(self._journal.pending()),
                     {target: profile for target, (profile, _) in self._targets.items()},
+                    self._held,
                 )
             except (httpx.HTTPError, ServerRefusedError, OSError):
                 pass  # the loop meets the same trouble and says so

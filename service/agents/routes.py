@@ -48,7 +48,12 @@ from service.errors import UnauthenticatedError
 from service.latency_models.repository import active_models
 from service.measurements.drift import note_profile, plan_canaries
 from service.measurements.kits import build_files, ensure_kit, read_progress
-from service.measurements.repository import extend_leases, kits_of, tasks_held
+from service.measurements.repository import (
+    extend_leases,
+    give_back_tasks,
+    kits_of,
+    tasks_held,
+)
 from service.schemas import Page, next_cursor
 from service.settings import Settings
 from service.spaces.catalogue import listed_space
@@ -144,7 +149,7 @@ def heartbeat(
         activity=body.activity,
         journal_batches=body.journal_batches,
     )
-    extend_leases(session, agent.id, settings.task_lease_seconds)
+    extend_leases(session, agent.id, settings.task_lease_seconds, body.holds)
     stale = []
     for target_id in agent.target_ids:
         told = body.profiles.get(target_id)
@@ -195,8 +200,9 @@ def resume(agent_id: str, session: WriteSession, settings: CurrentSettings, _: U
 
 @router.delete("/agents/{agent_id}", status_code=status.HTTP_204_NO_CONTENT)
 def revoke(agent_id: str, session: WriteSession, _: User) -> None:
-    """Revoke an agent's token at once."""
+    """Revoke an agent's token at once; what it was to measure is for others of its targets."""
     revoke_agent(session, agent_id)
+    give_back_tasks(session, agent_id)
 
 
 def _read(session: Session, agent: Agent, settings: Settings) -> AgentRead:

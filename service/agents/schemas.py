@@ -115,12 +115,17 @@ class AgentCreated(Resource):
 
 
 class Heartbeat(Request):
-    """An agent says that it lives, what it does and what it has become."""
+    """An agent says that it lives, what it does and what it has become.
+
+    Attributes:
+        holds: the tasks it is at; their leases are extended. None: whatever it has leased.
+    """
 
     agent_version: Name
     activity: Annotated[Text, Field(max_length=200)] = ""
     journal_batches: Annotated[int, Field(ge=0, le=10**6)] = 0
     profiles: Annotated[dict[Name, ProfileCreate], Field(max_length=8, default_factory=dict)]
+    holds: Annotated[list[Name], Field(max_length=1000)] | None = None
 
 
 class StaleTarget(Resource):

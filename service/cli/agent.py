@@ -68,7 +68,8 @@ def code(
         return print_json({**created.model_dump(mode="json"), "measure_url": page})
     minutes = (created.expires_at - datetime.now(UTC)).total_seconds() / 60
     print_table(["code", "valid for"], [(created.code, f"{minutes:.0f} minutes")])
-    _stderr.print(f"On a computer: tailor agent run --code {created.code} --url {url}")
+    command = f"tailor agent run --code {created.code} --url {url}"
+    _stderr.print(f"On a computer: {command}", soft_wrap=True)
     _stderr.print(f"On a phone, or any device with a browser: {page}", soft_wrap=True)
     segno.make(page, error="m").terminal(out=sys.stderr, compact=True)
     return None
@@ -150,7 +151,10 @@ def run(
         if {t: p.digest for t, p in profiles.items()} != identity.digests:
             _fail(_tell_change(connection, profiles))
         targets = {
-            t: (profiles[t], stack.enter_context(Sandbox(spec)))
+            t: (
+                profiles[t],
+                stack.enter_context(Sandbox(spec, memory=folder / f"anchors-{t}.json")),
+            )
             for t, spec in identity.runtimes.items()
         }
         agent = Agent(

@@ -7,6 +7,7 @@ from predictor.errors import PredictorError
 from predictor.fit import fit_latency_model
 from predictor.kits import canary_items
 from search_core.space.presets import get_space
+from service.agents.repository import agents_of
 from service.db.database import take_turns
 from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
@@ -15,6 +16,7 @@ from service.measurements.repository import (
     failures_of_kit,
     get_kit,
     kit_items,
+    kit_progress,
     measurements_of_subjects,
     supersede,
 )
@@ -29,17 +31,31 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
     """
     with context.database.reading() as session:
         kit = get_kit(session, kit_id)
-        subjects = [item.subject for item in kit_items(session, kit_id)]
+        tasks = {item.subject: item.task_id for item in kit_items(session, kit_id)}
         canaries = [item.subject for item in canary_items()]
-        rows = measurements_of_subjects(session, kit.target_id, [*subjects, *canaries])
+        rows = measurements_of_subjects(session, kit.target_id, [*tasks, *canaries])
         failures = failures_of_kit(session, kit_id)
+        is_whole = set(kit_progress(session, kit_id)) <= {"done", "failed"}
+        heard_of = {
+            agent.id: agent.last_seen_at
+            for agent in agents_of(session, kit.target_id)
+            if not agent.draining
+        }
+    if not is_whole:  # asked for again meanwhile: the last task of it queues another fit
+        with context.transaction() as (session, job):
+            jobs.finish(session, job, "succeeded")
+        return
     space = get_space(kit.space)
+    # What was measured before it was asked for anew is about a device that has changed since
+    rows = [row for row in rows if row.task_id >= tasks.get(row.subject, "")]
     found = consensus(Reading(r.subject, r.agent_id, r.latency_ms, r.flagged) for r in rows)
     unsupported = {s for s, f in failures.items() if f.get("code") == "unsupported"}
-    unchecked = set(subjects) - set(found.measured_ms) - set(failures)
-    if unchecked and found.trusted:  # only agents that are not believed have measured these
+    unchecked = set(tasks) - set(found.measured_ms) - set(failures)
+    able = [agent for agent in found.trusted if agent in heard_of]
+    if unchecked and able:  # only agents that are not believed have measured these
+        latest = max(able, key=heard_of.__getitem__)
         with context.transaction() as (session, job):
-            supersede(session, kit_id, sorted(unchecked), only_agent_id=found.trusted[0])
+            supersede(session, kit_id, sorted(unchecked), only_agent_id=latest)
             jobs.finish(session, job, "succeeded")
         return
     measured_ms = found.measured_ms
@@ -54,7 +70,7 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
                 end(session, search, "failed", code="no_latency_model", text=str(error))
             jobs.finish(session, job, "failed", str(error))
         return
-    of_kit = [row for row in rows if row.subject in measured_ms]
+    of_kit = [row for row in rows if row.subject in tasks]
     report["measurements"] = {
         "n": len(of_kit),
         "flagged": sum(row.flagged for row in of_kit),

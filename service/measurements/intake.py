@@ -26,7 +26,13 @@ from service.measurements.repository import (
     kits_with_tasks,
     lock_tasks,
 )
-from service.measurements.schemas import BatchCreate, BatchReport, ItemReport, ResultCreate
+from service.measurements.schemas import (
+    BatchCreate,
+    BatchReport,
+    ItemReport,
+    MeasurementCreate,
+    ResultCreate,
+)
 from service.settings import Settings
 
 NOISY_TRIES = 4
@@ -36,6 +42,7 @@ FIT_JOB = "fit_latency_model"
 
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # where clocks start that were never set
+_COLUMNS = [name for name in MeasurementCreate.model_fields if name != "unit"]
 _result = TypeAdapter(ResultCreate)
 _results = TypeAdapter(list[ResultCreate])
 
@@ -192,7 +199,8 @@ def _store(
             "subject": task.subject,
             "model_sha256": task.model_sha256,
             "created_at": now,
-            **result.measurement.model_dump(exclude={"unit"}),
+            **{name: getattr(result.measurement, name) for name in _COLUMNS},
+            "quarantined": [tried.model_dump() for tried in result.measurement.quarantined],
         }
         for task, result in measured
         if result.measurement is not None

@@ -54,22 +54,25 @@ def build_files(
     items = {item.subject: item for item in (*plan_kit(space), *canary_items(), anchor_item())}
     with database.reading() as session:
         known = find_files(session, list(items), precision, batch)
-    built = {s: _build(item, precision, batch) for s, item in items.items() if s not in known}
-    rows = [
-        models.KitFile(
-            subject=subject,
-            precision=precision,
-            batch=batch,
-            builder_version=BUILDER_VERSION,
-            sha256=artifacts.put(content),
-            n_bytes=len(content),
+    rows = []
+    for subject, item in items.items():
+        if subject in known:
+            continue
+        content = _build(item, precision, batch)
+        rows.append(
+            models.KitFile(
+                subject=subject,
+                precision=precision,
+                batch=batch,
+                builder_version=BUILDER_VERSION,
+                sha256=artifacts.put(content),
+                n_bytes=len(content),
+            )
         )
-        for subject, content in built.items()
-    ]
     if rows:
         with database.transaction() as session:
             take_turns(session, "kit files")
-            meanwhile = find_files(session, list(built), precision, batch)
+            meanwhile = find_files(session, list(items), precision, batch)
             session.add_all(row for row in rows if row.subject not in meanwhile)
 
 
@@ -126,6 +129,7 @@ def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.K
             models.KitItem(kit_id=kit.id, subject=item.subject, task_id=task.id, role=item.role)
         )
     session.flush()
+    retry_failed(session, kit.id)  # tasks that another kit has brought
     return kit
 
 

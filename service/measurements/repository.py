@@ -280,12 +280,39 @@ def lease_tasks(
     return tasks
 
 
-def extend_leases(session: Session, agent_id: str, lease_seconds: float) -> None:
-    """An agent that lives keeps what it holds."""
+def extend_leases(
+    session: Session, agent_id: str, lease_seconds: float, task_ids: Sequence[str] | None
+) -> None:
+    """An agent that lives keeps what it holds.
+
+    Args:
+        task_ids: what that is; None: all it has leased. An agent that was killed lives on in
+            its next process, which knows nothing of what the last one had leased.
+    """
+    held = (MeasurementTask.agent_id == agent_id) & (MeasurementTask.status == "leased")
+    if task_ids is not None:
+        held &= MeasurementTask.id.in_(task_ids)
+    session.execute(
+        update(MeasurementTask)
+        .where(held)
+        .values(lease_expires_at=utc_now() + timedelta(seconds=lease_seconds))
+    )
+
+
+def give_back_tasks(session: Session, agent_id: str) -> None:
+    """An agent will not come back: others measure what it held or alone was to measure."""
+    is_open = MeasurementTask.status.in_(("queued", "leased"))
+    pinned = is_open & (MeasurementTask.only_agent_id == agent_id)
+    session.execute(
+        update(MeasurementTask)
+        .where(pinned, MeasurementTask.purpose == "canary")  # tells nothing of another agent
+        .values(status="cancelled", finished_at=utc_now())
+    )
+    session.execute(update(MeasurementTask).where(pinned).values(only_agent_id=None))
     session.execute(
         update(MeasurementTask)
         .where(MeasurementTask.agent_id == agent_id, MeasurementTask.status == "leased")
-        .values(lease_expires_at=utc_now() + timedelta(seconds=lease_seconds))
+        .values(status="queued", lease_expires_at=None)
     )
 
 

@@ -18,7 +18,7 @@ from service.errors import BudgetUnreachableError, ConflictError, InvalidRequest
 from service.jobs import repository as jobs
 from service.latency_models.repository import active_model
 from service.measurements.kits import build_files, ensure_kit
-from service.measurements.repository import cancel_tasks, find_kit, kit_progress
+from service.measurements.repository import cancel_tasks, find_kit, kit_progress, supersede
 from service.searches.effort import expected_effort
 from service.searches.models import Search
 from service.searches.repository import append_event, find_by_idempotency_key, get_search
@@ -162,7 +162,10 @@ def create(
     session.add(search)
     session.flush()
     if not measured:
-        ensure_kit(session, named_target(session, spec.target), space)
+        kit = ensure_kit(session, named_target(session, spec.target), space)
+        fit = jobs.of_subject(session, kit.id)
+        if fit and fit.status == "failed" and set(kit_progress(session, kit.id)) == {"done"}:
+            supersede(session, kit.id)  # no model could be fitted to what was measured
     jobs.enqueue(
         session,
         SEARCH_JOB,

@@ -64,9 +64,7 @@ def test_a_block_is_refused_when_any_of_its_chains_is(micro, copies):
     assert blocks_of(micro, ["network:x", "block:nonsense:x1"]) == set()
 
 
-def test_an_unsupported_block_is_left_out_and_moves_no_other(
-    micro, block_ms, synthetic_kit
-):
+def test_an_unsupported_block_is_left_out_and_moves_no_other(micro, block_ms, synthetic_kit):
     refused = micro.distinct_blocks[3]
     measured = synthetic_kit(micro)
     for copies in chains(refused):

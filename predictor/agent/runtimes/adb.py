@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from predictor.agent.runtimes.base import Calls, RuntimeSpec
-from predictor.errors import RuntimeFailedError
+from predictor.errors import DeviceLostError, RuntimeFailedError
 from predictor.measurements import TargetProfile
 
 FOLDER = "/data/local/tmp/tailor"
@@ -337,7 +337,7 @@ class Phone:
         """What adb prints; a phone that went away is waited for once."""
         try:
             return self._once(*arguments, seconds=seconds)
-        except _PhoneLostError as lost:
+        except DeviceLostError as lost:
             try:
                 self._once("wait-for-device", seconds=self.options.wait_seconds)
             except RuntimeFailedError:
@@ -368,13 +368,9 @@ class Phone:
         if done.returncode:
             told = _last(f"{done.stdout}\n{done.stderr}")
             if _LOST.search(told):
-                raise _PhoneLostError(f"the phone is not there: {told}", "hung")
+                raise DeviceLostError(f"the phone is not there: {told}")
             raise RuntimeFailedError(f"adb {arguments[0]} failed: {told}")
         return done.stdout
-
-
-class _PhoneLostError(RuntimeFailedError):
-    """The phone is not there, for now or for good."""
 
 
 def _model_path(digest: str) -> str:

@@ -9,7 +9,7 @@ import onnxruntime
 from predictor.agent import host
 from predictor.agent.runtimes.base import Calls, RuntimeSpec
 from predictor.errors import RuntimeFailedError
-from predictor.measurements import TargetProfile
+from predictor.measurements import Reason, TargetProfile
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -67,7 +67,9 @@ class OnnxRuntimeModel:
         except MemoryError:
             raise
         except Exception as error:  # the runtime's exceptions share no public base
-            raise RuntimeFailedError(f"ONNX Runtime refused the model: {error}") from error
+            raise RuntimeFailedError(
+                f"ONNX Runtime refused the model: {error}", _reason(str(error))
+            ) from error
         self.provider: str = self._session.get_providers()[0]
         self._counts_cpu = options.intra_op_num_threads == 1
 
@@ -82,3 +84,8 @@ class OnnxRuntimeModel:
             walls.append(stop - start)
             cpus.append(time.thread_time_ns() - cpu)
         return Calls(walls, cpus if self._counts_cpu else None)
+
+
+def _reason(text: str) -> Reason:
+    full = "Failed to allocate memory" in text or "bad_alloc" in text or "bad allocation" in text
+    return "out_of_memory" if full else "refused"

@@ -33,6 +33,7 @@ export class Agent {
     this.journal = new Journal(store);
     this.models = new Map(); // sha256 -> bytes, of anchors
     this.queue = []; // leased tasks: {task, tries}
+    this.current = null; // the one being measured
     this.leaseEndsAt = 0;
     this.leaseMs = 0;
     this.draining = false;
@@ -84,8 +85,9 @@ export class Agent {
         this.queue = [];
         break;
       }
-      const entry = this.queue.shift();
+      const entry = (this.current = this.queue.shift());
       const item = await this.insist(() => this.perform(entry));
+      this.current = null;
       if (item) this.journal.add(item);
       else this.queue.push(entry);
       this.rememberLease();
@@ -245,11 +247,19 @@ export class Agent {
         agent_version: this.agentVersion,
         activity: this.view.activity().slice(0, 200),
         journal_batches: this.journal.pending().length,
+        holds: this.holds(),
         profiles: { [target_id]: profile },
       },
     });
     this.leaseEndsAt = Math.max(this.leaseEndsAt, Date.now() + this.leaseMs); // it extends it
     for (const { text } of answer.stale) this.view.notice("stale", text);
+  }
+
+  /** The ids of the tasks in hand: only their leases are worth extending. */
+  holds() {
+    const open = [this.current, ...this.queue].filter(Boolean).map(({ task }) => task.id);
+    const done = this.journal.pending().flatMap(({ items }) => items.map((i) => i.task_id));
+    return [...open, ...done].slice(0, 1000);
   }
 
   // -- what the loop stands on ---------------------------------------------------------
