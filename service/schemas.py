@@ -37,7 +37,7 @@ class Page(BaseModel, Generic[Item]):
     next_cursor: str | None = None
 
 
-Name = Annotated[Text, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
 class _HasId(Protocol):

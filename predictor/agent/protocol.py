@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.agent import host
-from predictor.agent.runtimes.base import LoadedModel
+from predictor.agent.runtimes.base import Calls, LoadedModel
 from predictor.errors import TooNoisyError
 from predictor.measurements import Effort, Measurement
 
@@ -161,11 +161,9 @@ def measure(
         limit_seconds = min(_SLOWEST * protocol.max_seconds, 2 * protocol.min_runs * call_seconds)
     deadline = time.perf_counter() + limit_seconds
 
-    walls: list[int] = []  # ns, quiet slices only
-    cpus: list[int] = []
-    slices = quiet_slices = 0
+    found = _Found(protocol)
+    slices = 0
     needed_ns = protocol.min_seconds * 1e9
-    spent_ns = 0
     quiet_before = anchor.is_quiet(protocol.anchor_tolerance)
     while True:
         calls = model.time_calls(max(1, round(slice_seconds / call_seconds)))
@@ -173,19 +171,18 @@ def measure(
         quiet_after = anchor.is_quiet(protocol.anchor_tolerance)
         slices += 1
         if quiet_before and quiet_after:
-            quiet_slices += 1
-            walls += calls.wall_ns
-            cpus += calls.thread_cpu_ns or ()
-            spent_ns += sum(calls.wall_ns)
+            found.add(calls)
         quiet_before = quiet_after
-        enough = len(walls) >= protocol.min_runs and spent_ns >= needed_ns
-        if enough and quiet_slices % 4 == 0 and _interval(np.array(walls)) <= protocol.interval:
+        walls = found.undisturbed
+        enough = len(walls) >= protocol.min_runs and sum(walls) >= needed_ns
+        if enough and found.slices % 4 == 0 and _interval(np.array(walls)) <= protocol.interval:
             break
         if time.perf_counter() > deadline:
             break
+    walls, cpus = found.best()
     if len(walls) < protocol.min_runs:
         raise TooNoisyError(
-            f"only {quiet_slices} of {slices} slices were quiet in {limit_seconds:.3g} s"
+            f"only {found.slices} of {slices} slices were quiet in {limit_seconds:.3g} s"
         )
 
     times = np.array(walls) / 1e6
@@ -193,7 +190,7 @@ def measure(
     cpu_ms = float(np.median(cpus)) / 1e6 if cpus else None
     after = look()
     width = _interval(times)
-    contended_share = 1.0 - quiet_slices / slices
+    contended_share = 1.0 - found.slices / slices
     notes = _failed_gates(times, cpu_ms, width, before, after, protocol)
     good = width <= protocol.interval and contended_share <= 0.5
     return Measurement(
@@ -211,6 +208,51 @@ def measure(
         note="; ".join(notes),
         facts={**(facts or {}), **after},
     )
+
+
+class _Found:
+    """The calls of quiet slices, and those of them that no other process interrupted.
+
+    A call that took longer than its thread's processor time was put aside by the scheduler;
+    it says nothing about the model, unless all calls are so because they wait for something.
+
+    Attributes:
+        slices: how many had an undisturbed call.
+        undisturbed: wall times, in ns.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._tolerance = protocol.cpu_tolerance
+        self._min_runs = protocol.min_runs
+        self._all: list[int] = []
+        self._all_cpus: list[int] = []
+        self._cpus: list[int] = []
+        self.undisturbed: list[int] = []
+        self.slices = 0
+
+    def add(self, calls: Calls) -> None:
+        """Take in the calls of a quiet slice."""
+        self._all += calls.wall_ns
+        if calls.thread_cpu_ns is None:
+            self.undisturbed += calls.wall_ns
+            self.slices += 1
+            return
+        self._all_cpus += calls.thread_cpu_ns
+        before = len(self.undisturbed)
+        for wall, cpu in zip(calls.wall_ns, calls.thread_cpu_ns, strict=True):
+            if wall <= cpu * (1.0 + self._tolerance) + 2000:
+                self.undisturbed.append(wall)
+                self._cpus.append(cpu)
+        self.slices += len(self.undisturbed) > before
+
+    def best(self) -> tuple[list[int], list[int]]:
+        """Wall and processor times to judge by, in ns: the undisturbed ones if they suffice.
+
+        Long calls are disturbed more often than short ones, so a minority would mislead.
+        """
+        if len(self.undisturbed) >= max(self._min_runs, len(self._all) // 2):
+            return self.undisturbed, self._cpus
+        return self._all, self._all_cpus
 
 
 def _warm_up(model: LoadedModel, protocol: Protocol) -> float:

@@ -1,5 +1,6 @@
 """`tailor api` and `tailor worker`: the processes of an installation."""
 
+import gc
 import signal
 import socket
 from typing import Annotated
@@ -31,6 +32,8 @@ def api(
         timeout_graceful_shutdown=5,
         server_header=False,
     )
+    gc.collect()
+    gc.freeze()  # what start-up made stays: each batch's dicts would have all of it searched
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -13,6 +13,9 @@ _SHORTEST_MS = 1e-6  # a nanosecond: less than any call of anything
 Milliseconds = Annotated[float, Field(ge=_SHORTEST_MS, le=_LONGEST_MS)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# a larger whole number is kept as a float; one beyond floats is refused
+_Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Fact = Annotated[Text, Field(max_length=500)] | float | _Whole | bool | None
 
 
 class KitCreate(Request):
@@ -128,7 +131,7 @@ class MeasurementCreate(Request):
     quarantined: Annotated[list[QuarantinedCreate], Field(max_length=16)]
     protocol_version: Literal[2]
     unit: Literal["ms"]
-    facts: Annotated[dict[Name, Text | float | int | bool | None], Field(max_length=32)]
+    facts: Annotated[dict[Name, Fact], Field(max_length=32)]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
