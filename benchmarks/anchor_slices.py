@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     space, runtime = get_space("micro"), OnnxRuntimeCpu()
-    anchor = Anchor(runtime.load(anchor_item(space).build()))
+    anchor = Anchor(runtime.load(anchor_item().build()))
     items = plan_kit(space)
     latency_ms: dict[str, dict[str, list[float]]] = {a: defaultdict(list) for a in ARMS}
     discarded: list[float] = []

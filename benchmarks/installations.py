@@ -1,6 +1,7 @@
 """An API and a worker as processes of this machine, for benchmarks that go through HTTP."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def installation(home: Path, **settings: str) -> Iterator[Installation]:
     Args:
         settings: further ``TAILOR_`` variables, by name in lower case.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up first
     home.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,

@@ -461,7 +461,7 @@ def _readings(
     that was never measured is missing.
     """
     runtime = OnnxRuntimeCpu()
-    anchor = Anchor(runtime.load(anchor_item(space).build()))
+    anchor = Anchor(runtime.load(anchor_item().build()))
     runs = {name: runtime.load(content) for name, content in files.items()}
     readings: dict[str, list[float]] = defaultdict(list)
     order, rng = list(runs), random.Random(0)

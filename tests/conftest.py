@@ -97,6 +97,21 @@ class Device:
         (task,) = self.lease(1)
         return task
 
+    def lease_all(self) -> list[dict]:
+        """Every task there is for it, in the order they are given out."""
+        tasks: list[dict] = []
+        while more := self.lease():
+            tasks += more
+        return tasks
+
+    def heartbeat(self, profile: dict | None = None, **told: object) -> dict:
+        """What the API answers to a sign of life, which may tell the target's profile."""
+        profiles = {self.target_id: profile} if profile else {}
+        body = {"agent_version": "1", "profiles": profiles, **told}
+        answer = self.http.post("/v1/agents/self/heartbeat", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
     def result(self, task: dict, latency_ms: float = 1.0, **changes: object) -> dict:
         """An item of an upload: the measurement of a leased task."""
         return {
@@ -127,10 +142,14 @@ class Device:
         assert answer.status_code == 200, answer.text
         return answer.json()["items"]
 
-    def answer_everything(self) -> None:
-        """Lease and answer by the formula until nothing is left."""
+    def answer_everything(self, factor: float = 1.0) -> None:
+        """Lease and answer, `factor` times the formula, until nothing is left."""
         while tasks := self.lease():
-            self.report(*(self.result(task, synthetic_ms(task["subject"])) for task in tasks))
+            self.answer(tasks, factor)
+
+    def answer(self, tasks: list[dict], factor: float = 1.0) -> None:
+        """Answer leased tasks with `factor` times the formula."""
+        self.report(*(self.result(t, factor * synthetic_ms(t["subject"])) for t in tasks))
 
     @contextmanager
     def answering(self, item: Callable[[dict], dict] | None = None) -> Iterator[None]:
@@ -204,9 +223,24 @@ class Api:
     def enrol_with_kit(self) -> Device:
         """An agent of a new target whose kit waits to be measured."""
         device = self.enrol_new_target()
-        answer = self.http.post("/v1/kits", json={"target": device.target_id})
-        assert answer.status_code == 201, answer.text
+        self.ask_for_kit(device)
         return device
+
+    def ask_for_kit(self, device: Device, search_space: str = "micro", **changes: object) -> dict:
+        """The kit of a space on a device's target; made if there is none."""
+        body = {"target": device.target_id, "search_space": search_space, **changes}
+        answer = self.http.post("/v1/kits", json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def profile_of(self, device: Device) -> dict:
+        """The profile of a device's target."""
+        return self.http.get(f"/v1/targets/{device.target_id}").json()["profile"]
+
+    def latency_models(self, device: Device) -> list[dict]:
+        """The latency models of a device's target, newest first."""
+        params = {"target": device.target_id}
+        return self.http.get("/v1/latency-models", params=params).json()["items"]
 
     def enrol_measured(self) -> Device:
         """An agent of a target that has its latency model of `micro`."""
@@ -243,13 +277,13 @@ class Api:
         assert search is None or claim.subject_id == search["id"], "its job is not claimable"
         return claim, AttemptContext(self.settings, self.database, claim.job_id, claim.fence)
 
-    def run_fit(self) -> None:
-        """Run the fit that is next in the queue, in this process."""
+    def run_fit(self, kit: dict | None = None) -> None:
+        """Run the fit of this kit, else the one that is next in the queue, in this process."""
         from threadpoolctl import threadpool_limits
 
         from service.latency_models.tasks import fit_kit
 
-        claim, context = self.claim()
+        claim, context = self.claim(kit)
         assert claim.kind == "fit_latency_model"
         with threadpool_limits(1):  # the matrices are tiny, and spinning threads slow them down
             fit_kit(context, claim.subject_id)
@@ -431,7 +465,7 @@ def database(request, new_store, emptied_postgres):
     database.dispose()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve(tmp_path_factory):
     """Serves an API with settings of one's own: ``with serve(max_body_bytes=10) as api``."""
     from service.settings import Settings

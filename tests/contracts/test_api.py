@@ -109,7 +109,7 @@ def test_uploads_are_idempotent_and_fenced(api_on_both):
     assert first.json()["items"][0]["accepted"]
     (late,) = device.report(device.result(task))
     assert late["reason"] == "stale_lease"
-    (stranger,) = device.report(device.result({"id": "mtk_nobody", "fence": 1}))
+    (stranger,) = device.report(device.result({**task, "id": "mtk_nobody"}))
     assert stranger["reason"] == "unknown_task"
     params = {"target": device.target_id}
     assert len(api_on_both.http.get("/v1/measurements", params=params).json()["items"]) == 1
@@ -124,9 +124,8 @@ def test_a_wrong_request_stores_nothing(api_on_both, device):
     ]
     for body in bodies:
         assert api_on_both.http.post("/v1/searches", json=body).status_code == 422
-    wrong = device.result({"id": "mtk_x", "fence": 1}, -1.0)
-    assert device.upload([wrong]).status_code == 422
-    enrolment = {"code": "x", "name": "x", "agent_version": "1", "profile": {}}
+    assert device.upload([]).status_code == 422
+    enrolment = {"code": "x", "name": "x", "agent_version": "1", "profiles": []}
     assert api_on_both.client().post("/v1/agents", json=enrolment).status_code == 422
     assert api_on_both.stored() == before
 
@@ -135,7 +134,7 @@ def test_a_used_code_makes_no_second_agent(api_on_both):
     made = api_on_both.http.get("/v1/agents").json()["items"]
     target = api_on_both.http.get("/v1/targets").json()["items"][0]
     code = api_on_both.code()
-    body = {"code": code, "name": "x", "agent_version": "1", "profile": target["profile"]}
+    body = {"code": code, "name": "x", "agent_version": "1", "profiles": [target["profile"]]}
     answers = [api_on_both.client().post("/v1/agents", json=body) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 401]
     assert len(api_on_both.http.get("/v1/agents").json()["items"]) == len(made) + 1

@@ -1,6 +1,7 @@
 """The latency a search is charged."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def test_the_gradient_in_the_logits_is_the_softmax_jacobian_times_the_table(mode
     expected = p * (table - (p * table).sum(dim=1, keepdim=True))
     assert (logits.grad != 0.0).all()
     torch.testing.assert_close(logits.grad, expected, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("budget_ms", [0.01, 1.0, 1e4])
+def test_no_budget_has_room_for_what_the_target_cannot_run(model, budget_ms):
+    term = LatencyTerm(replace(model, unsupported=((0, 2),)), budget_ms)
+    plain = LatencyTerm(model)
+    with_it = [2, 0, 0, 0, 0, 0]
+    rest = [0, 0, 0, 0, 0, 0]
+    assert term.expected(one_hot(with_it)).item() > budget_ms
+    assert term.expected(one_hot(rest)).item() == plain.expected(one_hot(rest)).item()
 
 
 def test_the_unit_is_milliseconds(model):

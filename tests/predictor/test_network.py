@@ -40,10 +40,25 @@ def test_the_band_is_that_of_all_architectures(model, micro):
     assert model.band_ms == pytest.approx((min(predictions), max(predictions)), rel=1e-12)
 
 
-def test_a_document_survives_json_to_the_last_bit(model):
+def test_the_band_is_that_of_the_networks_the_target_runs():
+    table_ms = ((2.0, 1.0, 9.0), (0.25, 9.0, 0.5))
+    model = NetworkLatencyModel("d", 0.5, table_ms, 0.01, unsupported=((0, 2), (1, 1)))
+    assert model.band_ms == (1.75, 3.0)
+    assert model.predict_ms(Architecture("d", (2, 1))) == 18.5
+
+
+@pytest.mark.parametrize("unsupported", [(), ((0, 1),), ((0, 0), (5, 3))])
+def test_a_document_survives_json_to_the_last_bit(model, unsupported):
+    model = replace(model, unsupported=unsupported)
     document = json.loads(json.dumps(model.to_document()))
     assert NetworkLatencyModel.from_document(document) == model
     assert (document["format"], document["unit"]) == (FORMAT, "ms")
+
+
+def test_a_document_of_before_blocks_could_be_unsupported_is_read(model):
+    document = model.to_document()
+    del document["unsupported"]
+    assert NetworkLatencyModel.from_document(document) == model
 
 
 @pytest.mark.parametrize("format_", ["tailor-latency-model/2", "", None])
@@ -62,7 +77,14 @@ def test_a_document_without_a_field_is_damaged(model, field):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"offset_ms": "fast"}, {"margin": None}, {"table_ms": [1.0, 2.0]}, {"table_ms": [["x"]]}],
+    [
+        {"offset_ms": "fast"},
+        {"margin": None},
+        {"table_ms": [1.0, 2.0]},
+        {"table_ms": [["x"]]},
+        {"unsupported": [[0]]},
+        {"unsupported": 3},
+    ],
 )
 def test_a_document_with_a_field_that_is_no_number_is_damaged(model, damage):
     with pytest.raises(ModelDocumentError, match="damaged"):

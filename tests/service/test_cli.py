@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -209,7 +210,8 @@ def test_an_agent_enrols_with_a_code_and_keeps_its_token_to_itself(tailor_json, 
     made = tailor_json("agent", "enrol", code, "--state", tmp_path / "agent", "--name", "here")
     path = tmp_path / "agent" / "identity.json"
     identity = json.loads(path.read_text())
-    assert (identity["agent_id"], identity["target_id"]) == (made["agent"], made["target"])
+    assert (identity["agent_id"], list(identity["runtimes"])) == (made["agent"], [made["target"]])
+    assert identity["token"] not in json.dumps(made)
     assert path.stat().st_mode & 0o777 == 0o600
     profile = api.http.get(f"/v1/targets/{made['target']}").json()["profile"]
     assert (profile["runtime"], profile["threads"]) == ("onnxruntime", 1)
@@ -236,3 +238,162 @@ def test_agents_are_listed_and_revoked(tailor, tailor_json, api):
     assert device.agent_id in tailor("agent", "list").out
     assert tailor("agent", "revoke", device.agent_id).status == 0
     assert device.http.post("/v1/measurement-tasks/lease", json={}).status_code == 401
+
+
+# -- agents ----------------------------------------------------------------------------
+
+
+def enrolled(tailor_json, tmp_path, *words: object) -> dict:
+    """What enrolling this host prints; its identity lies in `tmp_path / "agent"`."""
+    code = tailor_json("agent", "code")["code"]
+    return tailor_json("agent", "enrol", code, "--state", tmp_path / "agent", *words)
+
+
+def as_device(api, measured, tmp_path):
+    """The agent that was enrolled on the command line, answering by the formula."""
+    identity = json.loads((tmp_path / "agent" / "identity.json").read_text())
+    (target_id,) = identity["runtimes"]
+    token = identity["token"]
+    return type(measured)(api.client(token), identity["agent_id"], target_id, token)
+
+
+def test_a_code_is_told_with_both_ways_to_use_it(tailor, tailor_json, api):
+    made = tailor_json("agent", "code", "--space", "micro")
+    assert made["search_space"] == "micro"
+    assert made["measure_url"] == f"{api.url}/measure/{made['code']}"
+    ran = tailor("agent", "code")
+    (code,) = re.findall(r"\b[A-Z0-9]{4}-[A-Z0-9]{4}-[A-Z0-9]{4}\b", ran.out)
+    assert f"tailor agent run --code {code} --url {api.url}" in ran.err
+    assert f"{api.url}/measure/{code}" in ran.err
+    assert "▀" in ran.err or "█" in ran.err  # a code for a camera
+
+
+def test_a_code_for_an_unknown_space_is_a_problem(tailor):
+    refused = tailor("agent", "code", "--space", "nowhere")
+    assert (refused.status, refused.out) == (2, "")
+    assert "invalid_request" in one_line(refused.err)
+
+
+def test_each_thread_count_is_a_target(tailor_json, api, tmp_path):
+    made = enrolled(tailor_json, tmp_path, "--threads", 1, "--threads", 2, "--name", "both")
+    assert len(set(made["targets"])) == 2
+    profiles = [api.http.get(f"/v1/targets/{t}").json()["profile"] for t in made["targets"]]
+    assert [profile["threads"] for profile in profiles] == [1, 2]
+    assert api.http.get(f"/v1/agents/{made['agent']}").json()["target_ids"] == made["targets"]
+
+
+def test_each_precision_is_a_target_and_the_batch_is_part_of_it(tailor_json, api, tmp_path):
+    words = ("--precision", "float32", "--precision", "int8", "--batch", 4)
+    made = enrolled(tailor_json, tmp_path, *words)
+    profiles = [api.http.get(f"/v1/targets/{t}").json()["profile"] for t in made["targets"]]
+    assert [(p["precision"], p["batch"]) for p in profiles] == [("float32", 4), ("int8", 4)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--precision", "float16"), "float16"),
+        (("--runtime", "abacus"), "no runtime is called 'abacus'"),
+        (("--batch", "0"), "batch"),
+    ],
+)
+def test_a_runtime_that_cannot_be_leaves_the_code_unused(
+    tailor, tailor_json, tmp_path, words, told
+):
+    code = tailor_json("agent", "code")["code"]
+    state = ("--state", tmp_path / "agent")
+    refused = tailor("agent", "enrol", code, *state, *words)
+    assert (refused.status, refused.out) == (2, "")
+    assert told in refused.err
+    assert tailor("agent", "enrol", code, *state).status == 0
+
+
+def test_an_agent_is_drained_and_resumed(tailor, api):
+    device = api.enrol_with_kit()
+
+    def state_of() -> str:
+        return next(x for x in tailor("agent", "list").out.splitlines() if device.agent_id in x)
+
+    assert "online" in state_of()
+    assert tailor("agent", "drain", device.agent_id).status == 0
+    assert device.lease() == []
+    assert "draining, online" in state_of()
+    assert tailor("agent", "resume", device.agent_id).status == 0
+    assert len(device.lease(1)) == 1
+    assert "draining" not in state_of()
+    assert "1 leased" in state_of()
+    for action in ("drain", "resume", "revoke"):
+        assert "not_found" in one_line(tailor("agent", action, "agt_nobody").err)
+
+
+def test_an_agent_that_is_too_old_is_listed_as_such(tailor, api):
+    device = api.enrol_new_target()
+    device.heartbeat(agent_version="0.0.9")
+    line = next(x for x in tailor("agent", "list").out.splitlines() if device.agent_id in x)
+    assert "0.0.9 (too old)" in line
+
+
+def test_the_status_of_this_device_tells_what_its_measurements_gave(
+    tailor, tailor_json, api, measured, tmp_path
+):
+    enrolled(tailor_json, tmp_path)
+    device = as_device(api, measured, tmp_path)
+    state = ("--state", tmp_path / "agent")
+    kit = api.ask_for_kit(device)
+    device.answer(device.lease(5))
+    assert f"5/{kit['total']}" in tailor("agent", "status", *state).out
+    device.answer_everything()
+    api.run_fit(kit)
+    told = tailor_json("agent", "status", *state)
+    (target,) = told["targets"]
+    assert target["id"] == device.target_id
+    assert target["kits"][0]["status"] == "measured"
+    assert target["latency_models"][0]["report"]["held_out"]["mape"] < 0.001
+    assert told["unsent_batches"] == 0
+    assert "100%" in tailor("agent", "status", *state).out
+
+
+def test_there_is_no_status_of_a_device_that_was_not_enrolled(tailor, tmp_path):
+    refused = tailor("agent", "status", "--state", tmp_path / "nobody")
+    assert refused.status == 2
+    assert "tailor agent enrol" in refused.err
+
+
+@pytest.fixture
+def kept_signals():
+    """What was to happen on SIGINT and SIGTERM happens again after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("kept_signals")
+def test_an_agent_whose_runtime_was_updated_says_so_and_does_not_measure(
+    tailor, tailor_json, api, measured, tmp_path, monkeypatch
+):
+    # threads of its own: a target that no other test of this module measures
+    enrolled(tailor_json, tmp_path, "--threads", 3)
+    device = as_device(api, measured, tmp_path)
+    kit = api.ask_for_kit(device)
+    device.answer_everything()
+    api.run_fit(kit)
+    assert "enrol it again" not in tailor("targets", "show", device.target_id).out
+    monkeypatch.setattr("onnxruntime.__version__", "99.9")
+    ran = tailor("agent", "run", "--state", tmp_path / "agent")
+    assert ran.status == 2
+    assert "enrol it again" in ran.err
+    assert "-> 99.9" in ran.err
+    (model,) = api.latency_models(device)
+    assert model["stale"]["code"] == "profile_changed"
+    shown = tailor_json("targets", "show", device.target_id)
+    assert shown["latency_models"][0]["stale"] == model["stale"]
+
+
+def test_a_target_may_be_measured_again(tailor_json, api):
+    device = api.enrol_with_kit()
+    device.answer_everything()
+    kit = tailor_json("measure", device.target_id, "--no-wait")
+    assert kit["status"] == "measured"
+    kit = tailor_json("measure", device.target_id, "--again", "--no-wait")
+    assert (kit["status"], kit["completed"]) == ("measuring", 0)

@@ -1,5 +1,6 @@
 """The Python client against a served API."""
 
+import hashlib
 import socket
 import threading
 
@@ -168,3 +169,39 @@ def test_keys_are_made_listed_and_revoked(client, api):
     client.revoke_key(made.id)
     with Client(api.url, made.token) as revoked, pytest.raises(ApiError, match="revoked"):
         revoked.targets()
+
+
+def test_agents_are_read_drained_resumed_and_revoked(client, api):
+    device = api.enrol_with_kit()
+    assert client.agent(device.agent_id).online
+    assert client.drain_agent(device.agent_id).draining
+    assert device.lease() == []
+    assert not client.resume_agent(device.agent_id).draining
+    assert len(device.lease(1)) == 1
+    assert [task.subject for task in client.agent(device.agent_id).leased]
+    client.revoke_agent(device.agent_id)
+    assert client.agent(device.agent_id).revoked_at is not None
+
+
+def test_a_code_may_bring_a_space(client):
+    made = client.create_enrolment_code("micro")
+    assert (made.search_space, made.measure_path) == ("micro", f"/measure/{made.code}")
+
+
+def test_the_files_of_a_kit_are_listed_and_downloaded(client):
+    listed = client.kit_files("micro")
+    sha256 = listed.anchor_sha256
+    assert hashlib.sha256(client.kit_file(sha256)).hexdigest() == sha256
+    with pytest.raises(ApiError, match="no kit has a file"):
+        client.kit_file("0" * 64)
+
+
+def test_measurements_are_read_page_by_page(client, api):
+    device = api.enrol_with_kit()
+    api.ask_for_kit(device)
+    device.answer_everything()
+    api.ask_for_kit(device, again=True)
+    device.answer_everything()
+    found = list(client.measurements(device.target_id))
+    assert len(found) == 2 * client.create_kit(device.target_id, "micro").total > 200
+    assert len({measurement.id for measurement in found}) == len(found)

@@ -6,7 +6,6 @@ import pytest
 
 from search_core.errors import SearchInterrupted
 from search_core.events import never
-from search_core.space.presets import get_space
 from service.errors import LeaseLostError
 from service.jobs import repository as jobs
 from service.measurements.intake import NOISY_TRIES
@@ -32,9 +31,7 @@ def stopwatch(search, attempt, measured):
 
 
 def new_stopwatch(search, attempt, measured, should_stop) -> Stopwatch:
-    context = attempt[1]
-    space = get_space("micro")
-    return Stopwatch(context, search["id"], measured.target_id, space, should_stop)
+    return Stopwatch(attempt[1], search["id"], measured.target_id, should_stop)
 
 
 def flagged(measured, times: int):

@@ -75,11 +75,28 @@ def test_a_nul_in_a_body_is_a_422_that_stores_nothing(api_on_both):
     answers = [
         api_on_both.http.post("/v1/keys", json={"name": "a\0b"}),
         api_on_both.http.post("/v1/searches", json={"target": "a\0", "latency_budget_ms": 1}),
-        device.upload([device.result(task, note="a\0b")]),
-        device.upload([device.result(task, facts={"a": "\0"})]),
+        device.upload([device.result(task)], "a\0bcdefgh"),
     ]
-    assert [answer.status_code for answer in answers] == [422] * 4
+    assert [answer.status_code for answer in answers] == [422] * 3
     assert api_on_both.stored() == before
+
+
+def test_a_nul_in_an_item_is_refused_and_stores_no_measurement(api_on_both):
+    device = api_on_both.enrol_with_kit()
+    task = device.lease_one()
+    before = api_on_both.stored()["measurements"]
+    reports = device.report(
+        device.result(task, note="a\0b"),
+        device.result(task, facts={"a": "\0"}),
+        device.result(task, facts={"\0": 1}),
+        device.result(task, provider="\0"),
+        device.result(task, quarantined=[{"latency_ms": None, "reason": "\0"}]),
+        device.result({**task, "id": "\0"}),
+    )
+    assert [report["accepted"] for report in reports] == [False] * 6
+    assert all("\0" not in report["reason"] for report in reports)
+    assert api_on_both.stored()["measurements"] == before
+    assert device.report(device.result(task))[0]["accepted"]
 
 
 @pytest.mark.parametrize("after", [2**31, 2**63, 10**30])
@@ -165,7 +182,7 @@ def agent_of(session, device):
 def test_two_agents_that_finish_a_kit_at_once_queue_its_fit_once(on_postgres, eventually):
     api = on_postgres
     device = api.enrol_with_kit()
-    tasks = device.lease() + device.lease()
+    tasks = device.lease_all()
     device.report(*(device.result(task) for task in tasks[2:]))
 
     def finish_second() -> None:
@@ -185,19 +202,17 @@ def test_two_agents_that_finish_a_kit_at_once_queue_its_fit_once(on_postgres, ev
 
 
 def test_a_search_created_while_its_model_is_fitted_does_not_wait_for_ever(on_postgres, eventually):
-    from service.artifacts import ArtifactStore
     from service.auth.models import ApiKey
 
     api = on_postgres
     device = api.enrol_with_kit()
     device.answer_everything()
     claim, context = api.claim()
-    artifacts = ArtifactStore(api.settings.resolved_artifacts_url)
     spec = SearchCreate(target=device.target_id, latency_budget_ms=0.03)
     with ThreadPoolExecutor(1) as pool:
         with api.database.transaction() as session:
             owner = session.scalars(select(ApiKey.id)).first()
-            search = lifecycle.create(session, artifacts, api.settings, owner, spec, None)
+            search = lifecycle.create(session, api.settings, owner, spec, None)
             session.flush()
             fit = pool.submit(fit_kit, context, claim.subject_id)
             until_it_waits_or_ends(api.database, fit, eventually)

@@ -415,7 +415,8 @@ def test_searches_fail_with_the_reason_when_no_model_can_be_fitted(serve):
         failed = api.read(search)
         assert failed["status"] == "failed"
         assert failed["status_reason"]["code"] == "no_latency_model"
-        assert "no measurement" in failed["status_reason"]["text"]
+        text = failed["status_reason"]["text"]
+        assert text.startswith("the target runs no network of micro: it does not support ")
 
 
 def test_the_queue_position_moves_up(api, measured):
@@ -636,5 +637,13 @@ def test_a_latency_model_is_listed_with_its_report(api, measured):
         "n": SUBJECTS,
         "flagged": 0,
         "mean_contended_share": 0.0,
+        "grades": {"A": SUBJECTS, "B": 0, "C": 0},
     }
+    (verdict,) = model["report"]["agents"]
+    assert (verdict["agent"], verdict["trusted"]) == (measured.agent_id, True)
+    assert verdict["n"] == SUBJECTS
+    assert model["report"]["unsupported"] == {}
+    assert model["report"]["held_out"]["mape"] < 0.001
+    assert model["report"]["held_out"]["n"] == len(model["report"]["held_out_networks"]) > 10
+    assert model["stale"] is None
     assert model["report"]["leave_one_out"]["mape"] < 0.001
