@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     flush=True,
                 )
     if any(row["measured_ms"] is None for row in record["runs"]):
-        _measure_networks(space, record["runs"], networks, options.rounds)
+        _measure_networks(record["runs"], networks, options.rounds)
         _write(record, options.out)
     print(table(record))
 
@@ -444,7 +444,7 @@ def _latency_model(space: SearchSpace, path: Path, rounds: int) -> NetworkLatenc
         return model
     items = {item.subject: item.build() for item in plan_kit(space)}
     print(f"measuring the {len(items)} files of the latency model's kit", flush=True)
-    measured = {s: median(ms) for s, ms in _readings(space, items, rounds).items()}
+    measured = {s: median(ms) for s, ms in _readings(items, rounds).items()}
     model, report = fit_latency_model(space, measured)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"model": model.to_document(), "report": report}, indent=1) + "\n")
@@ -452,9 +452,7 @@ def _latency_model(space: SearchSpace, path: Path, rounds: int) -> NetworkLatenc
     return model
 
 
-def _readings(
-    space: SearchSpace, files: Mapping[str, bytes], rounds: int
-) -> dict[str, list[float]]:
+def _readings(files: Mapping[str, bytes], rounds: int) -> dict[str, list[float]]:
     """Latencies in ms of ONNX files, measured in turn, every round in another order.
 
     A reading that failed a noise gate is repeated and only kept when no try passed; a file
@@ -481,11 +479,11 @@ def _readings(
     return readings
 
 
-def _measure_networks(space: SearchSpace, rows: Sequence[Row], folder: Path, rounds: int) -> None:
+def _measure_networks(rows: Sequence[Row], folder: Path, rounds: int) -> None:
     """Measure all networks once more, side by side, into their rows."""
     files = {_key(row): (folder / f"{_key(row)}.onnx").read_bytes() for row in rows}
     print(f"measuring {len(files)} networks", flush=True)
-    readings = _readings(space, files, rounds)
+    readings = _readings(files, rounds)
     for row in rows:
         found = readings.get(_key(row))
         row["measured_ms"] = median(found) if found else None

@@ -101,12 +101,12 @@ def _farthest(
         offset, scatter = _centre(differences)
         worst = max(worst, (max(abs(offset), scatter), agent))
     distance, agent = worst
-    if distance <= TOLERANCE:
+    if math.expm1(distance) <= TOLERANCE:
         return None
     if len(left) == 2:
         agent = min(sorted(left, reverse=True), key=lambda a: len(left[a]))
-        return agent, f"it and the only other agent differ by {distance:.0%}"
-    return agent, f"its readings differ from the other agents' by {distance:.0%}"
+        return agent, f"it and the only other agent differ by {math.expm1(distance):.0%}"
+    return agent, f"its readings differ from the other agents' by {math.expm1(distance):.0%}"
 
 
 def _verdict(
@@ -121,7 +121,7 @@ def _verdict(
         agent=agent,
         n=len(values[agent]),
         n_shared=len(differences),
-        offset=offset,
+        offset=math.expm1(offset),
         scatter=scatter,
         trusted=not reason,
         reason=reason,

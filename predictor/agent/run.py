@@ -18,6 +18,7 @@ from predictor.measurements import TargetProfile
 
 AGENT_VERSION = version("tailor-nas")
 _LEASE_LIMIT = 8
+_FIRST_SECONDS = 1.0  # between heartbeats while none has got through
 
 
 class Agent:
@@ -46,6 +47,7 @@ class Agent:
         self._activity = "starting"
         self._held: list[str] = []
         self._drain = threading.Event()
+        self._told = set[str]()  # what the service said of our targets
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop` or until drained; nothing measured is ever lost.
@@ -128,7 +130,8 @@ class Agent:
     def _heartbeats(self) -> Iterator[None]:
         """Meanwhile, a thread tells the API that this agent lives, and hears what it wants."""
         stop = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        seconds = self._beat_once()  # before the first lease: the service must know our version
+        thread = threading.Thread(target=self._beat, args=(stop, seconds), daemon=True)
         thread.start()
         try:
             yield
@@ -136,25 +139,27 @@ class Agent:
             stop.set()
             thread.join()
 
-    def _beat(self, stop: threading.Event) -> None:
-        seconds, told = 1.0, set[str]()
-        while not stop.is_set():
-            try:
-                answer = self._connection.heartbeat(
-                    AGENT_VERSION,
-                    self._activity,
-                    len(self._journal.pending()),
-                    {target: profile for target, (profile, _) in self._targets.items()},
-                    self._held,
-                )
-            except (httpx.HTTPError, ServerRefusedError, OSError):
-                pass  # the loop meets the same trouble and says so
-            else:
-                seconds = answer["heartbeat_seconds"]
-                if answer["draining"]:
-                    self._drain.set()
-                for stale in answer["stale"]:
-                    if stale["text"] not in told:
-                        told.add(stale["text"])
-                        self._say(f"{stale['target_id']}: {stale['text']}")
-            stop.wait(seconds)
+    def _beat(self, stop: threading.Event, seconds: float) -> None:
+        while not stop.wait(seconds):
+            seconds = self._beat_once()
+
+    def _beat_once(self) -> float:
+        """One sign of life; after how many seconds the next is due."""
+        try:
+            answer = self._connection.heartbeat(
+                AGENT_VERSION,
+                self._activity,
+                len(self._journal.pending()),
+                {target: profile for target, (profile, _) in self._targets.items()},
+                self._held,
+            )
+        except (httpx.HTTPError, ServerRefusedError, OSError):
+            return _FIRST_SECONDS  # the loop meets the same trouble and says so
+        if answer["draining"]:
+            self._drain.set()
+        for stale in answer["stale"]:
+            if stale["text"] not in self._told:
+                self._told.add(stale["text"])
+                self._say(f"{stale['target_id']}: {stale['text']}")
+        seconds: float = answer["heartbeat_seconds"]
+        return seconds

@@ -44,6 +44,13 @@ def mark_stale(
             row.stale = {"code": code, "text": text, "since": utc_now().isoformat()}
 
 
+def clear_stale(session: Session, target_id: str, code: str) -> None:
+    """Take back what made active models of a target stale."""
+    for row, _ in active_models(session, target_id):
+        if row.stale is not None and row.stale["code"] == code:
+            row.stale = None
+
+
 def get_model(session: Session, model_id: str) -> LatencyModel:
     """The latency model of that id.
 

@@ -11,7 +11,7 @@ from predictor.kits import anchor_item, canary_items
 from predictor.measurements import TargetProfile
 from service.agents.models import Agent
 from service.db.base import utc_now
-from service.latency_models.repository import active_models, mark_stale
+from service.latency_models.repository import active_models, clear_stale, mark_stale
 from service.measurements.models import Measurement
 from service.measurements.repository import (
     add_task,
@@ -43,6 +43,7 @@ def note_profile(session: Session, target_id: str, told: TargetProfile) -> str |
         if value != known.get(name)
     ]
     if not changes:
+        clear_stale(session, target_id, "profile_changed")  # it may have been changed back
         return None
     text = (
         f"the device has changed ({'; '.join(changes)}), so it is another target now: "

@@ -63,7 +63,7 @@ def test_agents_that_agree_are_averaged_by_their_median():
     found = consensus(r for agent, f in factors.items() for r in record(agent, f))
     assert found.measured_ms == pytest.approx(TRUE_MS)
     assert found.trusted == ["a", "b", "c"]
-    assert verdict(found, "c").offset == pytest.approx(math.log(1.02 / 0.995))
+    assert verdict(found, "c").offset == pytest.approx(1.02 / 0.995 - 1.0)
 
 
 def test_what_only_one_of_them_measured_counts_as_well():
@@ -99,7 +99,7 @@ def test_of_three_the_one_that_lies_is_set_apart(factor, order):
     told = verdict(found, "b")
     assert not told.trusted
     assert told.reason.startswith("its readings differ from the other agents' by ")
-    assert told.offset == pytest.approx(math.log(factor / 0.9975))
+    assert told.offset == pytest.approx(factor / 0.9975 - 1.0)
     assert (told.n, told.n_shared) == (4, 3)
 
 
@@ -125,7 +125,7 @@ def test_of_two_that_disagree_the_longer_record_stays(first):
     found = consensus(records[first] + records[other])
     assert found.trusted == ["b"]
     assert set(found.measured_ms) == {*TRUE_MS, "x"}
-    assert verdict(found, "a").reason == "it and the only other agent differ by 26%"
+    assert verdict(found, "a").reason == "it and the only other agent differ by 30%"
 
 
 def test_two_liars_of_five_are_set_apart_one_after_the_other():

@@ -82,7 +82,8 @@ def test_going_back_to_the_second_schema_takes_what_the_third_brought_alone(empt
 
 
 MEASURED_BEFORE = """
-INSERT INTO api_keys (id, name, scope, token_hash, created_at) VALUES ('k', 'k', 'admin', 'h', :now);
+INSERT INTO api_keys (id, name, scope, token_hash, created_at)
+    VALUES ('k', 'k', 'admin', 'h', :now);
 INSERT INTO targets (id, name, profile, profile_digest, created_at)
     VALUES ('t', 't', '{"device_model": "old", "threads": 1}', 'd', :now);
 INSERT INTO agents (id, target_id, name, version, token_hash, created_at, last_seen_at)
@@ -132,11 +133,11 @@ def test_a_migration_that_breaks_a_reference_changes_nothing(empty_database):
     if empty_database.engine.dialect.name != "sqlite":
         return  # PostgreSQL's foreign keys never rest
     migrate(empty_database)
-    with pytest.raises(RuntimeError, match="broke a reference of table agent_targets"):
-        with changing_schema(empty_database) as config:
-            config.attributes["connection"].exec_driver_sql(
-                "INSERT INTO agent_targets VALUES ('nobody', 'nothing', 0)"
-            )
+    broken = pytest.raises(RuntimeError, match="broke a reference of table agent_targets")
+    with broken, changing_schema(empty_database) as config:
+        config.attributes["connection"].exec_driver_sql(
+            "INSERT INTO agent_targets VALUES ('nobody', 'nothing', 0)"
+        )
     with empty_database.reading() as session:
         assert session.execute(text("SELECT count(*) FROM agent_targets")).scalar() == 0
 

@@ -12,7 +12,7 @@ export const TRIES = 4;
 export const RULES = {
   efforts: {
     table: {
-      warmupRuns: 10, warmupSeconds: 0.1, minSamples: 20, minSeconds: 0.15, maxSeconds: 4,
+      warmupRuns: 10, warmupSeconds: 0.1, minSamples: 20, minSeconds: 0.15, maxSeconds: 3,
       interval: 0.01,
     },
     certificate: {
@@ -22,9 +22,10 @@ export const RULES = {
   },
   sliceMs: 5,
   sliceTicks: 20, // a slice is at least this many ticks of the clock
-  anchorCalls: 5, // in one look
+  anchorWarmCalls: 2, // before one look
+  anchorTimings: 5, // in one look, of which the median counts
   anchorMs: 20, // that is enough for a look
-  anchorTicks: 40, // a look at the anchor must tell 6 % apart, so it lasts this many ticks
+  anchorTicks: 40, // a timing of the anchor must tell 6 % apart, so it lasts this many ticks
   anchorTolerance: 0.06,
   openingSeconds: 2,
   decileTolerance: 0.05,
@@ -66,8 +67,8 @@ export class Anchor {
   /** `readings`: earlier ones, in ms a call; without any, an opening takes some. */
   static async open(model, readings, rules, tickMs, beat) {
     const anchor = new Anchor(model, readings, rules, tickMs);
-    await timeCalls(model, rules.anchorCalls, tickMs); // the first calls are slow
-    anchor.callMs = await timeCalls(model, rules.anchorCalls, tickMs);
+    await timeCalls(model, 5, tickMs); // the first calls are slow
+    anchor.callMs = await timeCalls(model, 5, tickMs);
     const end = performance.now() + (readings.length ? 0 : rules.openingSeconds * 1000);
     do {
       anchor.readings.push(await anchor.read());
@@ -89,17 +90,33 @@ export class Anchor {
     return reading <= this.bestMs * (1 + this.rules.anchorTolerance);
   }
 
-  read() {
-    return timeCalls(this.model, this.calls, this.tickMs);
+  /**
+   * One look: the median of some timings, because single calls of a browser are slow now and
+   * then. The calls before it fetch the anchor back into the caches: a large model, just run,
+   * has driven it out, and that would pass for a busy device.
+   */
+  async read() {
+    for (let i = 0; i < this.rules.anchorWarmCalls; i++) await this.model.run();
+    const [times, n] = [[], this.callsPerTiming];
+    for (let i = 0; i < this.timings; i++) times.push(await timeCalls(this.model, n, this.tickMs));
+    return quantile(times.sort(ascending), 0.5);
   }
 
-  /** Of one look: fewer where a single one takes long, more where the clock is coarse. */
-  get calls() {
-    const { anchorCalls, anchorMs, anchorTicks } = this.rules;
-    return Math.max(
-      Math.min(anchorCalls, Math.ceil(anchorMs / this.callMs)),
-      Math.ceil((anchorTicks * this.tickMs) / this.callMs),
-    );
+  /** As many as the clock's tick needs to tell 6 % apart. */
+  get callsPerTiming() {
+    return Math.max(1, Math.ceil((this.rules.anchorTicks * this.tickMs) / this.callMs));
+  }
+
+  /** Of one look: fewer where they take long, and always an odd number. */
+  get timings() {
+    const { anchorTimings, anchorMs } = this.rules;
+    const fit = Math.floor(anchorMs / (this.callsPerTiming * this.callMs));
+    return Math.min(anchorTimings, Math.max(1, fit - 1 + (fit % 2)));
+  }
+
+  /** How long one look takes, in ms. */
+  get lookMs() {
+    return this.bestMs * (this.rules.anchorWarmCalls + this.callsPerTiming * this.timings);
   }
 
   /** Its best: the 2nd percentile, because a neighbour can spoil nine readings of ten. */
@@ -123,7 +140,7 @@ export async function measure(model, anchor, effort, rules, tickMs, report) {
   let [fresh, reported] = [[], performance.now()];
   const started = performance.now();
   // a slow model gets the time its slices need, else it would always count as noisy
-  const cycleMs = Math.max(sliceMs, callMs) + anchor.bestMs * anchor.calls;
+  const cycleMs = Math.max(sliceMs, callMs) + anchor.lookMs;
   const maxMs = Math.max(asked.maxSeconds * 1000, 1.5 * asked.minSamples * cycleMs);
   let quietBefore = await anchor.isQuiet();
   for (;;) {
