@@ -26,10 +26,6 @@ N_HELD_OUT_NETWORKS = 30
 BUILDER_VERSION = 1
 """Of the files that `KitItem.build` makes; a file of another version is another file."""
 
-_ANCHOR = BlockSpec.parse("mbconv_k3_e3_s1_i24_o24_r16"), 2
-_WIDE_ANCHOR = BlockSpec.parse("mbconv_k3_e6_s1_i192_o192_r4"), 4
-_OWN_CACHE_BYTES = 2**20
-
 Role = Literal["block", "calibration", "held_out"]
 
 
@@ -111,15 +107,14 @@ def plan_kit(space: SearchSpace) -> list[KitItem]:
     ]
 
 
-def anchor_item(n_bytes: int = 0) -> KitItem:
-    """The file whose steadiness tells whether a device is quiet beside a file of `n_bytes`.
+def anchor_item() -> KitItem:
+    """The file whose steadiness tells whether a device is quiet; the same for every task.
 
-    The same small one for every file that a core's own cache holds. A larger file feels
-    neighbours in the shared caches and on the way to memory, which the small anchor does not;
-    its anchor streams weights as it does.
+    Small enough to be looked at between two slices, large enough to feel a neighbour in
+    the shared caches.
     """
-    block, copies = _WIDE_ANCHOR if n_bytes > _OWN_CACHE_BYTES else _ANCHOR
-    return KitItem(block_subject(block, copies), Graph.chain((block,) * copies))
+    block = BlockSpec.parse("mbconv_k3_e3_s1_i24_o24_r16")
+    return KitItem(block_subject(block, 2), Graph.chain((block,) * 2))
 
 
 def canary_items() -> list[KitItem]:

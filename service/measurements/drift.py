@@ -7,12 +7,11 @@ from statistics import median
 
 from sqlalchemy.orm import Session
 
-from predictor.kits import canary_items
+from predictor.kits import anchor_item, canary_items
 from predictor.measurements import TargetProfile
 from service.agents.models import Agent
 from service.db.base import utc_now
 from service.latency_models.repository import active_models, clear_stale, mark_stale
-from service.measurements.kits import ANCHORS, anchor_subject
 from service.measurements.models import Measurement
 from service.measurements.repository import (
     add_task,
@@ -61,12 +60,11 @@ def plan_canaries(session: Session, target_id: str, agent: Agent, hours: float) 
         return
     profile = get_target(session, target_id).profile
     items = canary_items()
-    subjects = [item.subject for item in (*items, *ANCHORS)]
+    subjects = [item.subject for item in (*items, anchor_item())]
     files = find_files(session, subjects, profile["precision"], profile["batch"])
     if len(files) < len(subjects):
         return  # no kit was ever asked for: there is nothing that could drift
     for item in items:
-        n_bytes = files[item.subject].n_bytes
         add_task(
             session,
             target_id=target_id,
@@ -75,7 +73,7 @@ def plan_canaries(session: Session, target_id: str, agent: Agent, hours: float) 
             subject=item.subject,
             effort="table",
             model_sha256=files[item.subject].sha256,
-            anchor_sha256=files[anchor_subject(profile, n_bytes)].sha256,
+            anchor_sha256=files[anchor_item().subject].sha256,
             priority=_CANARY_PRIORITY,
         )
 

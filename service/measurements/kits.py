@@ -1,7 +1,7 @@
 """What has to be measured, and whether it has been."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -30,8 +30,6 @@ from service.measurements.repository import (
 )
 from service.targets.models import Target
 
-ANCHORS = (anchor_item(), anchor_item(2**30))
-
 _FIRST = 1e6
 """Priority of calibration networks: they bound what a space can do on a target."""
 
@@ -46,14 +44,6 @@ class KitProgress(NamedTuple):
     total: int
 
 
-def anchor_subject(profile: Mapping[str, Any], n_bytes: int) -> str:
-    """What tells whether a target is quiet beside a file of that size.
-
-    In a browser everything is slow enough for the small anchor, and the large one too slow.
-    """
-    return anchor_item(0 if profile["runtime"] == "onnxruntime-web" else n_bytes).subject
-
-
 def build_files(
     database: Database, artifacts: ArtifactStore, space: SearchSpace, precision: str, batch: int
 ) -> None:
@@ -61,8 +51,7 @@ def build_files(
 
     Quantising takes seconds, and no other writer should wait for it.
     """
-    needed = (*plan_kit(space), *canary_items(), *ANCHORS)
-    items = {item.subject: item for item in needed}
+    items = {item.subject: item for item in (*plan_kit(space), *canary_items(), anchor_item())}
     with database.reading() as session:
         known = find_files(session, list(items), precision, batch)
     rows = []
@@ -120,9 +109,8 @@ def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.K
     if not missing:
         return kit
     precision, batch = target.profile["precision"], target.profile["batch"]
-    subjects = [item.subject for item in (*missing, *ANCHORS)]
-    files = find_files(session, subjects, precision, batch)
-    sha256 = {subject: row.sha256 for subject, row in files.items()}
+    subjects = [item.subject for item in (*missing, anchor_item())]
+    sha256 = {s: row.sha256 for s, row in find_files(session, subjects, precision, batch).items()}
     tasks = reusable_tasks(session, target.id, sha256)
     priorities = _priorities(space, missing)
     for item in missing:
@@ -133,7 +121,7 @@ def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.K
             subject=item.subject,
             effort="table",
             model_sha256=sha256[item.subject],
-            anchor_sha256=sha256[anchor_subject(target.profile, files[item.subject].n_bytes)],
+            anchor_sha256=sha256[anchor_item().subject],
             priority=priorities[item.subject],
         )
         session.flush()

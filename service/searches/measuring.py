@@ -9,7 +9,6 @@ from search_core.errors import SearchInterrupted
 from service.agents.repository import n_online
 from service.db.base import utc_now
 from service.jobs.context import AttemptContext
-from service.measurements.kits import anchor_subject
 from service.measurements.models import Measurement
 from service.measurements.repository import (
     add_task,
@@ -49,6 +48,7 @@ class Stopwatch:
         self._context = context
         self._search_id = search_id
         self._target_id = target_id
+        self._anchor_sha256 = _anchor_sha256(context, target_id)
         self._should_stop = should_stop
 
     def measure(self, model: bytes, subject: str, effort: Effort) -> Measurement:
@@ -72,7 +72,6 @@ class Stopwatch:
 
     def _once(self, model: bytes, subject: str, effort: Effort) -> Measurement:
         sha256 = self._context.artifacts.put(model)
-        anchor_sha256 = _anchor_sha256(self._context, self._target_id, len(model))
         with self._context.transaction() as (session, _):
             task_id = add_task(
                 session,
@@ -82,7 +81,7 @@ class Stopwatch:
                 subject=subject,
                 effort=effort,
                 model_sha256=sha256,
-                anchor_sha256=anchor_sha256,
+                anchor_sha256=self._anchor_sha256,
             ).id
         said_that_nobody_is_there = False
         while True:
@@ -125,12 +124,12 @@ class Stopwatch:
             }
 
 
-def _anchor_sha256(context: AttemptContext, target_id: str, n_bytes: int) -> str:
-    """The anchor for a file of that size, in a target's precision and batch."""
+def _anchor_sha256(context: AttemptContext, target_id: str) -> str:
+    """The anchor in the precision and batch of a target; the kit that was fitted brought it."""
+    subject = anchor_item().subject
     with context.database.reading() as session:
         profile = get_target(session, target_id).profile
-        subject = anchor_subject(profile, n_bytes)
         files = find_files(session, [subject], profile["precision"], profile["batch"])
-    if subject in files:  # the kit that was fitted has brought it
+    if subject in files:
         return files[subject].sha256
-    return context.artifacts.put(anchor_item(n_bytes).build(profile["batch"]))
+    return context.artifacts.put(anchor_item().build(profile["batch"]))
