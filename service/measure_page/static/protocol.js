@@ -141,7 +141,7 @@ export async function measure(model, anchor, effort, rules, tickMs, report) {
   const started = performance.now();
   // a slow model gets the time its slices need, else it would always count as noisy
   const cycleMs = Math.max(sliceMs, callMs) + anchor.lookMs;
-  const maxMs = Math.max(asked.maxSeconds * 1000, 1.5 * asked.minSamples * cycleMs);
+  const maxMs = Math.max(asked.maxSeconds * 1000, 6 * asked.minSamples * cycleMs);
   let quietBefore = await anchor.isQuiet();
   for (;;) {
     const n = Math.max(1, Math.ceil(sliceMs / callMs));
