@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 N_TASKS = 9  # what is left of the kit: a sweep that ends soon, in two leases
 QUARTER = 2
 LEASE_SECONDS = 3.0
-PATIENCE = {"seconds": 120.0, "pause_seconds": 0.1}  # only an end to waiting
+PATIENCE = {"seconds": 240.0, "pause_seconds": 0.1}  # only an end to waiting
 
 
 # -- processes -------------------------------------------------------------------------
@@ -302,10 +302,14 @@ def assert_exactly_once(installation, target_id: str) -> None:
         )
         (kit_id,) = session.scalars(select(Kit.id).where(Kit.target_id == target_id))
     assert len(tasks) == N_TASKS
-    assert {task.status for task in tasks} == {"done"}
-    assert all(rows[task.id] == 1 for task in tasks)
+    # on a device that is never quiet a task may end without a number, and says so
+    noisy = {task.id for task in tasks if task.status == "failed"}
+    assert all(task.failure["code"] == "too_noisy" for task in tasks if task.id in noisy)
+    assert {task.status for task in tasks if task.id not in noisy} == {"done"}
+    assert all(rows[task.id] == (task.id not in noisy) for task in tasks)
     assert all(accepted[task.id] == task.tries for task in tasks)  # more than 1: it was noisy
-    assert installation.http.get(f"/v1/kits/{kit_id}").json()["status"] == "measured"
+    status = installation.http.get(f"/v1/kits/{kit_id}").json()["status"]
+    assert status == ("incomplete" if noisy else "measured")
 
 
 # -- agents that die, networks that are cut, an API that is restarted ------------------
