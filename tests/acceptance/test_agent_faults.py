@@ -9,6 +9,7 @@ import json
 import os
 import random
 import selectors
+import signal
 import socket
 import subprocess
 import sys
