@@ -24,13 +24,11 @@ from service.cli.connection import (
     Json,
     Key,
     Url,
+    connect,
     print_json,
     print_table,
-    saved_key,
 )
 from service.client.client import Client
-from service.measurements.schemas import MeasurementRead
-from service.settings import Settings
 from service.version import VERSION
 
 if TYPE_CHECKING:
@@ -82,24 +80,6 @@ Bring results.json back and give it to the service:
 """
 
 
-class _Client(Client):
-    """The client with what bundles need of the API."""
-
-    def kit_manifest(self, space: str, precision: str, batch: int) -> dict[str, Any]:
-        """The signed manifest of a kit, as it was signed."""
-        asked = {"search_space": space, "precision": precision, "batch": batch}
-        manifest: dict[str, Any] = self._request("GET", "/v1/kit-files", params=asked).json()
-        return manifest
-
-    def measurements(self, target_id: str) -> Iterator[MeasurementRead]:
-        """Every measurement of a target, newest first."""
-        return self._pages("/v1/measurements", MeasurementRead, target=target_id, limit=100)
-
-
-def _connect(url: str, key: str | None) -> _Client:
-    return _Client(url, key or saved_key(Settings().home))
-
-
 # -- export ----------------------------------------------------------------------------
 
 
@@ -119,7 +99,7 @@ def export(
     from predictor.errors import NotAuthenticError
 
     try:
-        with _connect(url, api_key) as client:
+        with connect(url, api_key) as client:
             manifest, models = _download_kit(client, space, precision, batch, quiet=json)
     except NotAuthenticError as error:
         raise _failed(f"{url}: {error}") from error
@@ -139,7 +119,7 @@ def export(
 
 
 def _download_kit(
-    client: _Client, space: str, precision: str, batch: int, *, quiet: bool
+    client: Client, space: str, precision: str, batch: int, *, quiet: bool
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The signed manifest and its files by hash.
 
@@ -259,7 +239,7 @@ def import_results(
     except (ValidationError, TypeError) as error:
         raise _failed(f"{path} is no file of results: {_brief(error)}") from error
 
-    with _connect(url, api_key) as client:
+    with connect(url, api_key) as client:
         code = client.create_enrolment_code(results.search_space).code
         newcomer = Connection(url, token=None)
         agent: Connection | None = None
@@ -329,7 +309,7 @@ def _place(results: Results, agent: "Connection", batch_prefix: str) -> dict[int
 
 
 def _explain_the_rest(
-    client: _Client, results: Results, target_id: str, verdicts: dict[int, Verdict]
+    client: Client, results: Results, target_id: str, verdicts: dict[int, Verdict]
 ) -> None:
     """Add the verdicts on results that no open task asked for."""
     rest = [index for index in range(len(results.items)) if index not in verdicts]

@@ -15,7 +15,7 @@ from service.auth.schemas import KeyCreated, KeyRead
 from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
 from service.latency_models.schemas import LatencyModelRead
 from service.machines.schemas import MachineRead
-from service.measurements.schemas import KitFilesRead, KitRead, MeasurementRead
+from service.measurements.schemas import KitRead, MeasurementRead
 from service.schemas import Page
 from service.searches.schemas import (
     TERMINAL,
@@ -108,11 +108,13 @@ class Client:
         """A kit and how far its measuring is."""
         return self._get(f"/v1/kits/{kit_id}", KitRead)
 
-    def kit_files(self, search_space: str, precision: str = "float32") -> KitFilesRead:
-        """The signed list of the files that a space's kit holds."""
-        return self._get(
-            "/v1/kit-files", KitFilesRead, search_space=search_space, precision=precision
-        )
+    def kit_manifest(
+        self, search_space: str, precision: str = "float32", batch: int = 1
+    ) -> dict[str, Any]:
+        """The signed list of the files that a space's kit holds, word for word as it was signed."""
+        asked = {"search_space": search_space, "precision": precision, "batch": batch}
+        manifest: dict[str, Any] = self._request("GET", "/v1/kit-files", params=asked).json()
+        return manifest
 
     def kit_file(self, sha256: str) -> bytes:
         """One file of a kit."""

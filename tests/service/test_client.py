@@ -189,8 +189,8 @@ def test_a_code_may_bring_a_space(client):
 
 
 def test_the_files_of_a_kit_are_listed_and_downloaded(client):
-    listed = client.kit_files("micro")
-    sha256 = listed.anchor_sha256
+    manifest = client.kit_manifest("micro")
+    sha256 = manifest["anchor_sha256"]
     assert hashlib.sha256(client.kit_file(sha256)).hexdigest() == sha256
     with pytest.raises(ApiError, match="no kit has a file"):
         client.kit_file("0" * 64)
