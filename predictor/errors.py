@@ -3,6 +3,8 @@
 PredictorError
 ├── MissingMeasurementsError   a model was asked of blocks that nobody measured
 ├── UnusableMeasurementsError  measurements that no latency model can be fitted to
+├── BadTableError              a table of latencies with something wrong in it; names the row
+├── BadModelFileError          an ONNX file whose kernels cannot be read
 ├── ModelDocumentError         a stored model cannot be read
 ├── TooNoisyError              the device never became quiet enough to measure
 ├── RuntimeFailedError         the runtime could not load or run a model
@@ -29,6 +31,26 @@ class MissingMeasurementsError(PredictorError):
 
 class UnusableMeasurementsError(PredictorError):
     """The measurements contradict every latency model that could be fitted."""
+
+
+class BadTableError(PredictorError):
+    """A table of latencies cannot be used.
+
+    Attributes:
+        row: of the values, counted from 0 below the heading; None where no single row is wrong.
+        column: name of the column at fault; empty where none is.
+    """
+
+    def __init__(self, text: str, *, row: int | None = None, column: str = "") -> None:
+        where = [f"row {row}"] if row is not None else []
+        where += [f"column {column}"] if column else []
+        super().__init__(f"{', '.join(where)}: {text}" if where else text)
+        self.row = row
+        self.column = column
+
+
+class BadModelFileError(PredictorError):
+    """An ONNX file is damaged, too large or not whole, or the runtime refuses it."""
 
 
 class ModelDocumentError(PredictorError):

@@ -1,40 +1,68 @@
 """From measurements to a latency model and a report on how far to trust it."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from predictor.block_table import block_table, blocks_of
 from predictor.errors import MissingMeasurementsError, UnusableMeasurementsError
-from predictor.evaluation import prediction_quality
+from predictor.evaluation import PredictionQuality, prediction_quality
+from predictor.intervals import conformal_intervals, realised_coverage
 from predictor.kits import calibration_architectures, held_out_architectures, network_subject
-from predictor.models.affine import AffineCalibration
-from predictor.network import NetworkLatencyModel
+from predictor.models.calibration import NetworkCalibration
+from predictor.models.interactions import Interactions, Slots
+from predictor.network import NetworkLatencyModel, Pair, Similarity
 from search_core.space.blocks import BlockSpec
 from search_core.space.space import Architecture, SearchSpace
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _LEAST_MARGIN = 0.01
 _LEAST_EFFECT = 1e-3
 _LEAST_NETWORKS = 5
+_LEAST_HELD_OUT = 9
+"""Fewer say too little about how far a measurement may lie from its prediction."""
+
+_ALIKE = ("kind", "kernel", "expansion", "stride", "in_channels", "resolution_px")
+"""Blocks that have one of these in common are expected to be off by similar amounts."""
+
+_NEGLIGIBLE = 1e-5
+
+
+class _Networks(NamedTuple):
+    architectures: list[Architecture]
+    choices: Ints  # (n, n_slots)
+    sums_ms: Floats  # (n,) of blocks
+    measured_ms: Floats  # (n,)
 
 
 def fit_latency_model(
     space: SearchSpace,
     measured_ms: Mapping[str, float],
     unsupported: Collection[str] = (),
+    *,
+    calibration: Sequence[Architecture] | None = None,
+    held_out: Sequence[Architecture] | None = None,
+    without: Sequence[str] = (),
 ) -> tuple[NetworkLatencyModel, dict[str, Any]]:
-    """Fit block table and affine calibration to a measured kit.
+    """Fit block table, line, interactions and intervals to a measured kit.
 
     Args:
         measured_ms: median latency by subject, of a whole kit.
         unsupported: subjects that the target cannot run.
+        calibration, held_out: networks to fit to and to judge by; None: those of the kit.
+        without: kernels of the interactions to leave out, for ablations.
 
     Returns:
-        The model and its report: leave-one-out errors of the calibration networks, which
-        neither the line nor the margin were fitted to when they were predicted, and errors
-        of the held-out networks, which no part of the model has seen.
+        The model and its report: leave-one-out errors of the calibration networks, which no
+        line and no interaction was fitted to when they were predicted, and errors of the
+        held-out networks, which only the intervals have seen. How many measurements these
+        hold is told by leaving each held-out network out of them in turn.
 
     Raises:
         MissingMeasurementsError: a subject of the kit has no measurement.
@@ -43,115 +71,225 @@ def fit_latency_model(
     refused = blocks_of(space, unsupported)
     table = block_table(space, measured_ms, refused)
     fixed_ms, rows_ms = space.slot_costs(lambda block: table.get(block, 0.0))  # Zero takes none
-    off_limits = _price_out(space, refused, fixed_ms, rows_ms)
-    networks = [a for a in calibration_architectures(space) if refused.isdisjoint(space.blocks(a))]
-    missing = [s for a in networks if (s := network_subject(space, a)) not in measured_ms]
-    missing = [subject for subject in missing if subject not in unsupported]
-    if missing:
-        raise MissingMeasurementsError(missing)
-    networks = [a for a in networks if network_subject(space, a) in measured_ms]
-    if len(networks) < _LEAST_NETWORKS:
-        raise UnusableMeasurementsError(
-            f"the target runs {len(networks)} of the calibration networks, and "
-            f"{_LEAST_NETWORKS} are needed; it does not support "
-            f"{', '.join(sorted(unsupported)[:3])}"
-        )
-    sums = np.array([[sum(table.get(b, 0.0) for b in space.blocks(a))] for a in networks])
-    measured = np.array([measured_ms[network_subject(space, a)] for a in networks])
-    line = AffineCalibration().fit(sums, measured)
-    effect = line.scale_ * float(np.ptp(sums)) / float(np.median(measured))
+    off_limits = _off_limits(space, refused)
+    if calibration is None:
+        calibration = calibration_architectures(space)
+    if held_out is None:
+        held_out = held_out_architectures(space)
+    known = _known(space, calibration, table, measured_ms, refused, unsupported)
+    unseen = _measured(space, held_out, table, measured_ms)
+
+    fitted = NetworkCalibration(_slots(space, table), without)
+    fitted.fit(known.choices, known.sums_ms, known.measured_ms)
+    line = fitted.line_
+    effect = line.scale_ * float(np.ptp(known.sums_ms)) / float(np.median(known.measured_ms))
     if not effect > _LEAST_EFFECT:
         raise UnusableMeasurementsError(
             "networks of larger block sums measured no slower: from the smallest to the largest "
             f"they gain {effect:.1%} of a network; measure the target again when it is quiet"
         )
-    left_out = np.array(
-        [
-            AffineCalibration()
-            .fit(np.delete(sums, i, axis=0), np.delete(measured, i))
-            .predict(sums[i : i + 1])[0]
-            for i in range(len(networks))
-        ]
-    )
-    quality = prediction_quality(left_out, measured)
+    quality = prediction_quality(fitted.left_out_ms_, known.measured_ms)
+    rows_ms = [[float(line.scale_) * ms for ms in row] for row in rows_ms]
     model = NetworkLatencyModel(
         space_digest=space.digest,
         offset_ms=line.offset_ + line.scale_ * fixed_ms,
-        table_ms=tuple(tuple(line.scale_ * ms for ms in row) for row in rows_ms),
+        table_ms=tuple(map(tuple, rows_ms)),
         margin=max(_LEAST_MARGIN, min(0.25, 2.0 * quality.mape)),
         unsupported=off_limits,
+        measured_ms=(float(known.measured_ms.min()), float(known.measured_ms.max())),
     )
-    held_out = [
-        a for a in held_out_architectures(space) if network_subject(space, a) in measured_ms
-    ]
+    if fitted.interactions_ is not None:
+        model = _with_interactions(space, model, fitted.interactions_)
+    model = _priced_out(model)
+    predicted = [model.predict_ms(a) for a in unseen.architectures]
+    if len(predicted) >= _LEAST_HELD_OUT:
+        model = replace(
+            model, intervals=conformal_intervals(predicted, unseen.measured_ms.tolist())
+        )
     report: dict[str, Any] = {
         "calibration": {"offset_ms": line.offset_, "scale": line.scale_},
         "leave_one_out": asdict(quality),
+        "interactions": {
+            "kept": fitted.interactions_ is not None,
+            "leave_one_out_mape_without": prediction_quality(
+                fitted.line_left_out_ms_, known.measured_ms
+            ).mape,
+        },
         "n_blocks": len(table),
         "unsupported_blocks": sorted(map(str, refused)),
-        **_on_held_out(space, model, table, held_out, measured_ms),
+        **_on_held_out(space, model, unseen),
         "networks": [
             {
                 "architecture": space.format(a),
                 "measured_ms": float(m),
                 "left_out_prediction_ms": float(p),
             }
-            for a, m, p in zip(networks, measured, left_out, strict=True)
+            for a, m, p in zip(
+                known.architectures, known.measured_ms, fitted.left_out_ms_, strict=True
+            )
         ],
     }
     return model, report
 
 
-def _price_out(
-    space: SearchSpace,
-    refused: Collection[BlockSpec],
-    fixed_ms: float,
-    rows_ms: list[list[float]],
-) -> tuple[tuple[int, int], ...]:
-    """Raise the candidates that hold a refused block to what the slowest other network takes.
+def quality_of(
+    space: SearchSpace, model: NetworkLatencyModel, measured_ms: Mapping[str, float]
+) -> PredictionQuality | None:
+    """Errors of a model on the held-out networks of a kit as they are measured now.
 
-    Returns:
-        These candidates, as (slot, choice).
+    Two models are compared by these; None where fewer than two are measured.
+    """
+    measured = {
+        a: ms
+        for a in held_out_architectures(space)
+        if (ms := measured_ms.get(network_subject(space, a))) is not None
+    }
+    if len(measured) < 2:
+        return None
+    predicted = np.array([model.predict_ms(a) for a in measured])
+    return prediction_quality(predicted, np.array(list(measured.values())))
+
+
+def _known(
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    table: Mapping[BlockSpec, float],
+    measured_ms: Mapping[str, float],
+    refused: AbstractSet[BlockSpec],
+    unsupported: Collection[str],
+) -> _Networks:
+    """The calibration networks.
 
     Raises:
-        UnusableMeasurementsError: no network of the space is without a refused block.
+        MissingMeasurementsError: one that the target runs has no measurement.
+        UnusableMeasurementsError: the target runs too few of them.
+    """
+    able = [a for a in architectures if refused.isdisjoint(space.blocks(a))]
+    missing = [s for a in able if (s := network_subject(space, a)) not in measured_ms]
+    missing = [subject for subject in missing if subject not in unsupported]
+    if missing:
+        raise MissingMeasurementsError(missing)
+    known = _measured(space, able, table, measured_ms)
+    if len(known.architectures) < _LEAST_NETWORKS:
+        raise UnusableMeasurementsError(
+            f"the target runs {len(known.architectures)} of the calibration networks, and "
+            f"{_LEAST_NETWORKS} are needed; it does not support "
+            f"{', '.join(sorted(unsupported)[:3])}"
+        )
+    return known
+
+
+def _measured(
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    table: Mapping[BlockSpec, float],
+    measured_ms: Mapping[str, float],
+) -> _Networks:
+    """Those of `architectures` that have a measurement."""
+    found = [a for a in architectures if network_subject(space, a) in measured_ms]
+    return _Networks(
+        found,
+        np.array([a.choices for a in found], dtype=np.int64).reshape(len(found), len(space.slots)),
+        np.array([sum(table.get(b, 0.0) for b in space.blocks(a)) for a in found]),
+        np.array([measured_ms[network_subject(space, a)] for a in found]),
+    )
+
+
+def _slots(space: SearchSpace, table: Mapping[BlockSpec, float]) -> Slots:
+    """The block sums of every candidate, and what part of them blocks that are alike have."""
+    shape = len(space.slots), max(len(slot.candidates) for slot in space.slots)
+    groups: dict[tuple[str, object], Floats] = {}
+    ms = np.zeros(shape)
+    for layer in space.layers:
+        if layer.slot is None:
+            continue
+        for choice, block in enumerate(layer.blocks):
+            block_ms = table.get(block, 0.0)
+            ms[layer.slot, choice] += block_ms
+            for group in (("block", block), *((name, getattr(block, name)) for name in _ALIKE)):
+                groups.setdefault(group, np.zeros(shape))[layer.slot, choice] += block_ms
+    return Slots(ms, np.stack(list(groups.values()), axis=2))
+
+
+def _with_interactions(
+    space: SearchSpace, model: NetworkLatencyModel, found: Interactions
+) -> NetworkLatencyModel:
+    """The additive part joins the table; pairs and similarities stay as they are."""
+    widths = [len(slot.candidates) for slot in space.slots]
+    table = tuple(
+        tuple(ms + float(extra) for ms, extra in zip(row, extras, strict=False))
+        for row, extras in zip(model.table_ms, found.table_ms, strict=True)
+    )
+    least_ms = _NEGLIGIBLE * float(np.median([sum(map(max, table)), *(model.measured_ms or ())]))
+    pairs = [
+        Pair(i, i + 1, tuple(map(tuple, ms[: widths[i], : widths[i + 1]].tolist())))
+        for i, ms in enumerate(found.pairs_ms)
+        if np.abs(ms).max() > least_ms
+    ]
+    similarity = Similarity(
+        found.similarity,
+        tuple(map(tuple, found.networks.tolist())),
+        tuple(found.weights_ms.tolist()),
+    )
+    has_effect = np.abs(found.weights_ms).sum() > least_ms
+    joined = replace(
+        model, table_ms=table, pairs=tuple(pairs), similarity=similarity if has_effect else None
+    )
+    return replace(joined, extremes_ms=joined.find_extremes())
+
+
+def _off_limits(space: SearchSpace, refused: Collection[BlockSpec]) -> tuple[tuple[int, int], ...]:
+    """The candidates that hold a refused block, as (slot, choice).
+
+    Raises:
+        UnusableMeasurementsError: no network of the space is without one.
     """
     fixed, rows = space.slot_costs(lambda block: float(block in refused))
-    off_limits = {(s, c) for s, row in enumerate(rows) for c, n in enumerate(row) if n}
     if fixed or any(all(row) for row in rows):
         raise UnusableMeasurementsError(
             f"the target runs no network of {space.name}: it does not support "
             f"{', '.join(sorted(map(str, refused))[:3])}"
         )
-    slowest_ms = fixed_ms + sum(
-        max(ms for c, ms in enumerate(row) if (s, c) not in off_limits)
-        for s, row in enumerate(rows_ms)
-    )
-    for slot, choice in off_limits:
-        rows_ms[slot][choice] = slowest_ms
-    return tuple(sorted(off_limits))
+    return tuple(sorted((s, c) for s, row in enumerate(rows) for c, n in enumerate(row) if n))
+
+
+def _priced_out(model: NetworkLatencyModel) -> NetworkLatencyModel:
+    """`model` with every unsupported candidate at what the slowest other network takes."""
+    if not model.unsupported:
+        return model
+    _, slowest_ms = model.band_ms
+    refused = set(model.unsupported)
+    rows = [
+        tuple(slowest_ms if (s, c) in refused else ms for c, ms in enumerate(row))
+        for s, row in enumerate(model.table_ms)
+    ]
+    return replace(model, table_ms=tuple(rows))
 
 
 def _on_held_out(
-    space: SearchSpace,
-    model: NetworkLatencyModel,
-    table: Mapping[BlockSpec, float],
-    networks: Sequence[Architecture],
-    measured_ms: Mapping[str, float],
+    space: SearchSpace, model: NetworkLatencyModel, unseen: _Networks
 ) -> dict[str, Any]:
-    """Errors of the model, and of plain sums of blocks, on networks that neither has seen."""
-    if len(networks) < 2:
-        return {"held_out": None, "block_sum": None, "block_sum_bias": None}
-    measured = np.array([measured_ms[network_subject(space, a)] for a in networks])
-    predicted = np.array([model.predict_ms(a) for a in networks])
-    sums = np.array([sum(table.get(b, 0.0) for b in space.blocks(a)) for a in networks])
-    of_sums = prediction_quality(sums, measured)
-    return {
-        "held_out": asdict(prediction_quality(predicted, measured)),
+    """Errors of the model, and of simpler ones, on networks that no fit has seen."""
+    if len(unseen.architectures) < 2:
+        return {"held_out": None, "block_sum": None, "block_sum_bias": None, "intervals": None}
+    predicted = np.array([model.predict_ms(a) for a in unseen.architectures])
+    of_sums = prediction_quality(unseen.sums_ms, unseen.measured_ms)
+    report: dict[str, Any] = {
+        "held_out": asdict(prediction_quality(predicted, unseen.measured_ms)),
         "block_sum": asdict(of_sums),
         "block_sum_bias": of_sums.bias,
+        "intervals": None,
         "held_out_networks": [
             {"architecture": space.format(a), "measured_ms": float(m), "predicted_ms": float(p)}
-            for a, m, p in zip(networks, measured, predicted, strict=True)
+            for a, m, p in zip(unseen.architectures, unseen.measured_ms, predicted, strict=True)
         ],
     }
+    if model.intervals is not None:
+        coverage = realised_coverage(predicted.tolist(), unseen.measured_ms.tolist())
+        widths = [(model.intervals.of(p)[1] - p) / p for p in predicted]
+        report["intervals"] = {
+            **asdict(model.intervals),
+            "coverage": coverage,
+            "mean_half_width": float(np.mean(widths)),
+        }
+    return report

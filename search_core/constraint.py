@@ -7,10 +7,21 @@ from typing import Protocol
 
 import torch
 
-from search_core.costs import BottleneckCost, DifferentiableCost, SeparableCost
-from search_core.decode import Cap, Limit, decode
+from search_core.costs import (
+    BottleneckCost,
+    DifferentiableCost,
+    NearlySeparableCost,
+    SeparableCost,
+)
+from search_core.decode import Cap, Limit, Table, k_best
+from search_core.errors import BudgetUnreachableError
 from search_core.estimators.base import Objective
 from search_core.space.space import Architecture, SearchSpace
+
+_SLACK_SHARES = (1.0, 0.0, -1.0)
+_FEW, _MANY = 64, 1024
+_ROUNDING = 1e-12
+"""Relative; the order in which costs are added up must not decide."""
 
 
 class Rule(Protocol):
@@ -226,6 +237,8 @@ class Constraint:
         lowest = self.budget
         if isinstance(self.cost, SeparableCost | BottleneckCost):
             lowest = min(lowest, self.cost.minimum)
+        elif isinstance(self.cost, NearlySeparableCost):
+            lowest = min(lowest, self.cost.separable.minimum - self.cost.slack)
         if not lowest > 1.0:
             raise ValueError(
                 f"MulLog takes logarithms of {self.name}, whose budget and costs must be above "
@@ -312,22 +325,73 @@ class Constraints:
                 moved = c.rule.updated(self._multipliers[c.name], c.violation(architecture))
                 self._multipliers[c.name] = moved
 
-    def knapsack(self) -> tuple[list[Limit], list[Cap]]:
-        """What `search_core.decode` needs to keep every budget.
+    def best(self, space: SearchSpace, utilities: Table, k: int = 1) -> list[Architecture]:
+        """The `k` architectures of greatest total utility that keep every budget, best first.
+
+        Exact where every cost is a sum or a maximum over the slots. Where a cost is only nearly
+        a sum, networks come from the knapsack in the order of their utility, first with all the
+        slack that the sum may be wrong by, and those that keep the exact budget are taken: the
+        best of a thousand. With less slack where that finds none.
+
+        Args:
+            utilities: ``utilities[l][k]`` of candidate k of slot l; ``-inf`` forbids it.
 
         Raises:
-            TypeError: a cost is neither a sum nor a maximum over the slots.
+            BudgetUnreachableError: no architecture keeps the budgets.
+            TypeError: a cost is none of these.
         """
-        limits, caps = [], []
-        for c in self._constraints:
-            match c.cost:
-                case SeparableCost(offset=offset, table=table):
-                    limits.append(Limit(table, c.budget, offset, c.name))
-                case BottleneckCost(floor=floor, table=table):
-                    caps.append(Cap(table, c.budget, floor, c.name))
-                case _:
-                    raise TypeError(f"the cost of {c.name} cannot be decoded exactly")
-        return limits, caps
+        inexact = [c for c in self._constraints if isinstance(c.cost, NearlySeparableCost)]
+        if not inexact:
+            found = k_best(utilities, *self.knapsack(), k=k)
+            return [space.architecture(choices) for choices in found]
+        for share in _SLACK_SHARES:
+            kept = self._kept(space, utilities, share, k)
+            if kept:
+                return kept
+        for c in inexact:
+            cheapest = self._cheapest(space, utilities, c)
+            minimum = min(map(c.cost.exact, cheapest))
+            if minimum > c.budget:
+                raise BudgetUnreachableError(c.budget, minimum, c.name)
+        kept = [a for a in cheapest if self._keeps(a)]
+        if not kept:
+            raise BudgetUnreachableError(c.budget, minimum, c.name)
+        return kept[:k]
+
+    def _kept(
+        self, space: SearchSpace, utilities: Table, slack_share: float, k: int
+    ) -> list[Architecture]:
+        """The best by the knapsack, its sums allowed some slack, that keep the exact budgets."""
+        limits, caps = self.knapsack(slack_share)
+        for n in (k, _FEW * k, _MANY * k):
+            try:
+                found = k_best(utilities, limits, caps, k=n)
+            except BudgetUnreachableError:
+                return []
+            drawn = [space.architecture(choices) for choices in found]
+            kept = [a for a in drawn if self._keeps(a)]
+            if len(kept) >= k or len(drawn) < n:
+                break
+        return kept[:k]
+
+    def _cheapest(
+        self, space: SearchSpace, utilities: Table, constraint: Constraint
+    ) -> list[Architecture]:
+        """Networks of least cost by a constraint's sum, within every limit that is exact."""
+        assert isinstance(constraint.cost, NearlySeparableCost)
+        negated = [
+            [
+                -math.inf if utility == -math.inf else -cost
+                for utility, cost in zip(*rows, strict=True)
+            ]
+            for rows in zip(utilities, constraint.cost.separable.table, strict=True)
+        ]
+        others = [c for c in self._constraints if not isinstance(c.cost, NearlySeparableCost)]
+        found = k_best(negated, *Constraints(others).knapsack(), k=_FEW)
+        return [space.architecture(choices) for choices in found]
+
+    def _keeps(self, architecture: Architecture) -> bool:
+        return all(c.violation(architecture) <= _ROUNDING for c in self._constraints)
 
     def check_reachable(self, space: SearchSpace) -> None:
         """Make sure, before any training, that some architecture keeps all budgets together.
@@ -336,10 +400,25 @@ class Constraints:
             BudgetUnreachableError: none does; it names a constraint at fault and the least
                 that its cost can be brought to.
             ValueError: a cost belongs to a space of another shape.
-            TypeError: a cost is neither a sum nor a maximum over the slots.
+            TypeError: a cost is neither nearly a sum nor a maximum over the slots.
         """
-        limits, caps = self.knapsack()
-        decode([[0.0] * len(slot.candidates) for slot in space.slots], limits, caps)
+        self.best(space, [[0.0] * len(slot.candidates) for slot in space.slots])
+
+    def knapsack(self, slack_share: float = 0.0) -> tuple[list[Limit], list[Cap]]:
+        """What `search_core.decode` needs to keep every budget, sums widened by their slack."""
+        limits, caps = [], []
+        for c in self._constraints:
+            match c.cost:
+                case SeparableCost(offset=offset, table=table):
+                    limits.append(Limit(table, c.budget, offset, c.name))
+                case BottleneckCost(floor=floor, table=table):
+                    caps.append(Cap(table, c.budget, floor, c.name))
+                case NearlySeparableCost(separable=near, slack=slack):
+                    budget = c.budget + slack_share * slack
+                    limits.append(Limit(near.table, budget, near.offset, c.name))
+                case _:
+                    raise TypeError(f"the cost of {c.name} cannot be decoded exactly")
+        return limits, caps
 
     def metrics(self, probabilities: torch.Tensor, current: Architecture) -> dict[str, float]:
         """Expected and current cost and multiplier of each constraint, by its name."""
@@ -372,5 +451,7 @@ def _content(cost: DifferentiableCost) -> list[object]:
             | BottleneckCost(floor=constant, table=table)
         ):
             return [type(cost).__name__, cost.unit, constant, table]
+        case NearlySeparableCost():
+            return [type(cost).__name__, cost.unit, cost.describe()]
         case _:
             return [cost.unit]

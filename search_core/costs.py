@@ -1,7 +1,7 @@
 """What an architecture costs, exactly and in expectation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -88,6 +88,29 @@ class SeparableCost:
         """See `DifferentiableCost.exact`."""
         chosen = zip(self.table, architecture.choices, strict=True)
         return self.offset + sum(row[choice] for row, choice in chosen)
+
+
+@runtime_checkable
+class NearlySeparableCost(DifferentiableCost, Protocol):
+    """A cost of which a sum over the slots is the greater part.
+
+    The knapsack decides by the sum, with some slack, and what it finds is held against the
+    exact cost; see `search_core.constraint.Constraints.best`.
+    """
+
+    @property
+    def separable(self) -> SeparableCost:
+        """A sum over the slots near this cost."""
+        ...
+
+    @property
+    def slack(self) -> float:
+        """How far that sum may be above this cost, at networks that were looked at."""
+        ...
+
+    def describe(self) -> object:
+        """Plain values that tell this cost from another."""
+        ...
 
 
 class BottleneckCost:

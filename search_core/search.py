@@ -11,7 +11,6 @@ from search_core.checkpoints import Checkpoint, KeptCheckpoint
 from search_core.config import SearchConfig
 from search_core.constraint import Constraint, Constraints, Reward
 from search_core.data.dataset import Dataset
-from search_core.decode import decode, k_best
 from search_core.errors import (
     BudgetUnreachableError,
     NonFiniteLossError,
@@ -69,16 +68,16 @@ class SearchResult:
         Raises:
             BudgetUnreachableError: no architecture of the space keeps the budgets.
         """
-        problem = Constraints(constraints).knapsack()
+        problem = Constraints(constraints)
         space, utilities = self.supernet.space, self._utilities()
         held = [
             [u if self.frozen.get(slot, k) == k else float("-inf") for k, u in enumerate(row)]
             for slot, row in enumerate(utilities)
         ]
         try:
-            return space.architecture(decode(held, *problem))
+            return problem.best(space, held)[0]
         except BudgetUnreachableError:
-            return space.architecture(decode(utilities, *problem))
+            return problem.best(space, utilities)[0]
 
     def decide_best(
         self, k: int, constraints: Sequence[Constraint] = ()
@@ -88,9 +87,7 @@ class SearchResult:
         Raises:
             BudgetUnreachableError: as `decide`.
         """
-        problem = Constraints(constraints).knapsack()
-        best = k_best(self._utilities(), *problem, k=k)
-        return tuple(self.supernet.space.architecture(choices) for choices in best)
+        return tuple(Constraints(constraints).best(self.supernet.space, self._utilities(), k))
 
     def _utilities(self) -> list[list[float]]:
         slots = self.supernet.space.slots

@@ -1,12 +1,14 @@
 """From measurements to a latency model and its report."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from predictor.errors import MissingMeasurementsError, UnusableMeasurementsError
 from predictor.fit import fit_latency_model
+from predictor.intervals import conformal_intervals
 from predictor.kits import (
     N_CALIBRATION_NETWORKS,
     N_HELD_OUT_NETWORKS,
@@ -163,11 +165,29 @@ def test_held_out_errors_are_those_of_the_held_out_networks(micro, whole_kit):
     assert report["leave_one_out"]["mape"] < 1e-5
 
 
-def test_held_out_networks_change_nothing_of_the_model(micro, synthetic_kit, whole_kit):
+def test_held_out_networks_change_nothing_but_the_intervals(micro, synthetic_kit, whole_kit):
     without, report = fit_latency_model(micro, synthetic_kit(micro))
     assert (report["held_out"], report["block_sum"], report["block_sum_bias"]) == (None,) * 3
+    assert (without.intervals, report["intervals"]) == (None, None)
     for spread in (0.0, 0.3, 0.9):
-        assert fit_latency_model(micro, whole_kit(spread))[0] == without
+        model, report = fit_latency_model(micro, whole_kit(spread))
+        assert replace(model, intervals=None) == without
+        assert model.intervals.n == (10, 10, 10)
+        # networks measure 1 - spread or 1 + spread of what blocks say, in turn
+        assert max(model.intervals.half_width) == pytest.approx(spread, abs=1e-4)
+        assert report["intervals"]["mean_half_width"] == pytest.approx(spread, abs=1e-4)
+
+
+def test_the_coverage_is_told_by_leaving_each_held_out_network_out(micro, whole_kit):
+    model, report = fit_latency_model(micro, whole_kit(spread=0.2))
+    told = report["held_out_networks"]
+    intervals = conformal_intervals(
+        [n["predicted_ms"] for n in told[1:]], [n["measured_ms"] for n in told[1:]]
+    )
+    low, high = intervals.of(told[0]["predicted_ms"])
+    assert low - 1e-6 <= told[0]["measured_ms"] <= high + 1e-6
+    assert 0.0 <= report["intervals"]["coverage"] <= 1.0
+    assert model.intervals.of(1.0) == pytest.approx((0.8, 1.2), rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.5])

@@ -1,6 +1,8 @@
 """Constraints: what each rule adds to the objective, and several of them at once."""
 
+import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -370,3 +372,73 @@ def test_two_constraints_have_two_names():
     constraint = Constraint("latency", cost_of(3.0), 5.0)
     with pytest.raises(ValueError, match="one name"):
         Constraints([constraint, constraint])
+
+
+# -- a cost that is only nearly a sum --------------------------------------------------
+
+
+class Crowded:
+    """The latency of a sum, and something for every pair of equal neighbours."""
+
+    unit = "ms"
+
+    def __init__(self, separable, penalty, slack):
+        self.separable, self.penalty, self.slack = separable, penalty, slack
+
+    def expected(self, probabilities):
+        raise NotImplementedError
+
+    def exact(self, architecture):
+        equal = sum(map(int.__eq__, architecture.choices, architecture.choices[1:]))
+        return self.separable.exact(architecture) + self.penalty * equal
+
+    def describe(self):
+        return [self.separable.table, self.penalty]
+
+
+def every(space):
+    ranges = [range(len(slot.candidates)) for slot in space.slots]
+    return [space.architecture(choices) for choices in itertools.product(*ranges)]
+
+
+@pytest.mark.parametrize("penalty", [-1.5, -0.5, 0.5, 1.5])
+@pytest.mark.parametrize("budget", [5.0, 6.0, 8.0, 11.0, 20.0])
+def test_a_nearly_separable_budget_is_kept_and_spent_as_well_as_can_be(
+    tiny, latency, penalty, budget
+):
+    cost = Crowded(latency, penalty, slack=max(0.0, -2 * penalty))
+    rng = random.Random(budget)
+    utilities = [[rng.random() for _ in slot.candidates] for slot in tiny.slots]
+    constraints = Constraints([Constraint("latency", cost, budget)])
+
+    def utility(a):
+        return sum(row[choice] for row, choice in zip(utilities, a.choices, strict=True))
+
+    within = sorted((a for a in every(tiny) if cost.exact(a) <= budget), key=utility, reverse=True)
+    if not within:
+        with pytest.raises(BudgetUnreachableError) as caught:
+            constraints.best(tiny, utilities)
+        assert caught.value.minimum == min(map(cost.exact, every(tiny)))
+        return
+    assert constraints.best(tiny, utilities, k=3) == within[:3]
+    constraints.check_reachable(tiny)
+
+
+def test_a_slack_that_is_too_small_still_finds_a_network_within_the_budget(tiny, latency):
+    cost = Crowded(latency, penalty=3.0, slack=0.0)  # the sum says 5 ms, and it takes 11
+    utilities = [[-float(k) for k, _ in enumerate(slot.candidates)] for slot in tiny.slots]
+    found = Constraints([Constraint("latency", cost, 8.0)]).best(tiny, utilities)[0]
+    assert cost.exact(found) <= 8.0
+
+
+def test_constraints_tell_nearly_separable_costs_apart(latency):
+    described = [
+        Constraints([Constraint("latency", Crowded(latency, p, 0.0), 5.0)]).describe()
+        for p in (0.5, 0.6)
+    ]
+    assert described[0] != described[1]
+
+
+def test_a_logarithm_needs_the_least_of_a_nearly_separable_cost_to_be_above_one(latency):
+    with pytest.raises(ValueError, match="must be above"):
+        Constraint("latency", Crowded(latency, -1.0, slack=4.5), 9.0, MulLog())
