@@ -67,6 +67,10 @@ the final file is measured later, on a device that may have drifted by a percent
 
 MAX_DECODES = 12
 
+UNSPENT = 0.02
+LOOSENINGS = 2
+"""How often a network that leaves more than `UNSPENT` of the budget unspent is thought over."""
+
 _PARITY_IMAGES = 32
 _RANGE_IMAGES = 128
 """Training images whose activations set the ranges of an int8 file."""
@@ -160,7 +164,7 @@ class _Attempt:
             resume=self._resume("search.pt"),
         )
 
-        limit_ms = self.budget_ms * (1.0 - HEADROOM)
+        limit_ms = self._first_limit_ms
         while True:
             self._enter("deriving")
             try:
@@ -202,39 +206,63 @@ class _Attempt:
         )
 
     def _latency_constraint(self) -> Constraint:
-        """The budget, as far as the model thinks that it can be met; the device decides later."""
-        reachable_ms = max(self.budget_ms, self.model.band_ms[0])
+        """What networks within the budget are predicted at, if any are; the device decides."""
+        reachable_ms = max(self._first_limit_ms, self.model.band_ms[0])
         return Constraint("latency", self.latency, reachable_ms, AugmentedLagrangian(equality=True))
+
+    @property
+    def _first_limit_ms(self) -> float:
+        """The largest prediction that should measure under the budget with some headroom."""
+        bound_ms = self.model.largest_within(self.budget_ms)
+        return min(bound_ms, self.budget_ms * (1.0 - HEADROOM))
 
     def _decide(self, found: SearchResult, limit_ms: float) -> tuple[Architecture, float]:
         """The best architecture that measures under the budget, and the limit it was decoded at.
 
-        The knapsack is exact for the model; the device has the last word. While a decoded
-        network measures over the budget, the limit is lowered below its prediction.
+        The first network is decided against the upper bound of its prediction, so that it is
+        likely to fit. The device has the last word: while a network measures over the budget,
+        the limit is lowered below its prediction; when one leaves much of the budget unspent,
+        the limit is raised, a few times at most, by what the model overestimated.
 
         Raises:
             BudgetUnreachableError: not even the fastest network measures under the budget.
         """
-        while True:
+        aim_ms, fitting, loosened = self.budget_ms * (1.0 - HEADROOM), None, 0
+        while len(self._decodes) < MAX_DECODES:
             child = self._decode(found, limit_ms)
-            if child in self._measured or len(self._decodes) >= MAX_DECODES:
-                return self._last_resort(), limit_ms
-            network = found.supernet.derive(child)
-            recalibrate_batch_norm(network, self.data)
-            subject = network_subject(self.space, child)
-            probe = self._stopwatch.measure(self._deployed(network), subject, "table")
-            self._measured[child] = probe
-            self._decodes.append(
-                {
-                    "architecture": self.space.format(child),
-                    "limit_ms": limit_ms,
-                    "predicted_ms": self.latency.exact(child),
-                    "measured_ms": probe.latency_ms,
-                }
-            )
-            if probe.latency_ms <= self.budget_ms * (1.0 - HEADROOM):
-                return child, limit_ms
-            limit_ms = self._tightened(child, probe.latency_ms)
+            if child in self._measured:
+                if fitting is None and self._measured[child].latency_ms <= aim_ms:
+                    fitting = child, limit_ms
+                break
+            measured_ms = self._probe(found, child, limit_ms)
+            corrected_ms = self.latency.exact(child) * aim_ms / measured_ms
+            if measured_ms <= aim_ms:
+                fitting = child, limit_ms
+                if loosened == LOOSENINGS or measured_ms >= aim_ms * (1.0 - UNSPENT):
+                    break
+                loosened, limit_ms = loosened + 1, corrected_ms
+            elif fitting is not None:
+                break
+            else:
+                limit_ms = self._tightened(child, measured_ms)
+        return fitting or (self._last_resort(), limit_ms)
+
+    def _probe(self, found: SearchResult, child: Architecture, limit_ms: float) -> float:
+        """Measure a decided network before anything is spent on its training."""
+        network = found.supernet.derive(child)
+        recalibrate_batch_norm(network, self.data)
+        subject = network_subject(self.space, child)
+        probe = self._stopwatch.measure(self._deployed(network), subject, "table")
+        self._measured[child] = probe
+        self._decodes.append(
+            {
+                "architecture": self.space.format(child),
+                "limit_ms": limit_ms,
+                "predicted_ms": self.latency.exact(child),
+                "measured_ms": probe.latency_ms,
+            }
+        )
+        return probe.latency_ms
 
     def _decode(self, found: SearchResult, limit_ms: float) -> Architecture:
         """The knapsack's answer, or the fastest network there is when nothing fits the limit."""

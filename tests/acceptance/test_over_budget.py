@@ -52,10 +52,15 @@ def predict(api, device, architecture: Architecture) -> float:
     return NetworkLatencyModel.from_document(row.document).predict_ms(architecture)
 
 
-def middle_of_the_band(api, device) -> float:
+def within_the_band(api, device, share: float) -> float:
     params = {"target": device.target_id}
     (model,) = api.http.get("/v1/latency-models", params=params).json()["items"]
-    return (model["fastest_ms"] + model["slowest_ms"]) / 2
+    fastest_ms, slowest_ms = model["fastest_ms"], model["slowest_ms"]
+    return fastest_ms + share * (slowest_ms - fastest_ms)
+
+
+def middle_of_the_band(api, device) -> float:
+    return within_the_band(api, device, 0.5)
 
 
 def test_a_device_that_is_slower_for_a_while_gets_a_faster_network(api, measured):
@@ -87,6 +92,19 @@ def test_a_device_that_is_slower_for_a_while_gets_a_faster_network(api, measured
         *("deriving", "training", "verifying"),
         *("deriving", "training", "verifying"),
     ]
+
+
+def test_a_device_that_is_faster_than_its_model_spends_its_budget(api, measured):
+    budget_ms = within_the_band(api, measured, 0.15)  # tight: the search would like to spend more
+    search, _ = run_search(api, measured, budget_ms, lambda _, predicted_ms: 0.8 * predicted_ms)
+    assert search["status"] == "succeeded"
+    decodes = search["result"]["decodes"]
+    assert decodes[0]["limit_ms"] < budget_ms  # the model thought that no more would fit
+    assert decodes[1]["limit_ms"] > 1.1 * budget_ms  # and was corrected by what was measured
+    used = [decode["measured_ms"] / budget_ms for decode in decodes]
+    assert used == sorted(used)
+    assert used[0] + 0.05 < used[-1] <= 1.0 - HEADROOM
+    assert search["result"]["network"]["architecture"] == decodes[-1]["architecture"]
 
 
 def test_a_device_on_which_nothing_meets_the_budget_ends_infeasible_with_the_nearest(api, measured):
