@@ -48,13 +48,16 @@ def fit_latency_model(
     *,
     calibration: Sequence[Architecture] | None = None,
     held_out: Sequence[Architecture] | None = None,
+    elsewhere: Mapping[str, Mapping[str, float]] | None = None,
     without: Sequence[str] = (),
 ) -> tuple[NetworkLatencyModel, dict[str, Any]]:
     """Fit block table, line, interactions and intervals to a measured kit.
 
     Args:
-        measured_ms: median latency by subject, of a whole kit.
+        measured_ms: median latency by subject, of a whole kit; a few of its blocks may be
+            missing and are predicted.
         unsupported: subjects that the target cannot run.
+        elsewhere: measured_ms of other targets, by name, to predict missing blocks from.
         calibration, held_out: networks to fit to and to judge by; None: those of the kit.
         without: kernels of the interactions to leave out, for ablations.
 
@@ -65,11 +68,13 @@ def fit_latency_model(
         hold is told by leaving each held-out network out of them in turn.
 
     Raises:
-        MissingMeasurementsError: a subject of the kit has no measurement.
+        MissingMeasurementsError: a network of the kit has no measurement, or so few blocks have
+            one that the others cannot be predicted.
         UnusableMeasurementsError: longer block sums do not take longer.
     """
     refused = blocks_of(space, unsupported)
-    table = block_table(space, measured_ms, refused)
+    blocks = block_table(space, measured_ms, refused, elsewhere)
+    table = blocks.ms
     fixed_ms, rows_ms = space.slot_costs(lambda block: table.get(block, 0.0))  # Zero takes none
     off_limits = _off_limits(space, refused)
     if calibration is None:
@@ -96,6 +101,8 @@ def fit_latency_model(
         table_ms=tuple(map(tuple, rows_ms)),
         margin=max(_LEAST_MARGIN, min(0.25, 2.0 * quality.mape)),
         unsupported=off_limits,
+        predicted=_entries(space, blocks.sigma_ms),
+        outside=_entries(space, blocks.outside),
         measured_ms=(float(known.measured_ms.min()), float(known.measured_ms.max())),
     )
     if fitted.interactions_ is not None:
@@ -111,11 +118,16 @@ def fit_latency_model(
         "leave_one_out": asdict(quality),
         "interactions": {
             "kept": fitted.interactions_ is not None,
+            "variances": asdict(fitted.interactions_.variances) if fitted.interactions_ else None,
             "leave_one_out_mape_without": prediction_quality(
                 fitted.line_left_out_ms_, known.measured_ms
             ).mape,
         },
         "n_blocks": len(table),
+        "predicted_blocks": {
+            str(b): {"ms": table[b], "sigma_ms": sigma, "covered": b not in blocks.outside}
+            for b, sigma in blocks.sigma_ms.items()
+        },
         "unsupported_blocks": sorted(map(str, refused)),
         **_on_held_out(space, model, unseen),
         "networks": [
@@ -238,6 +250,12 @@ def _with_interactions(
     return replace(joined, extremes_ms=joined.find_extremes())
 
 
+def _entries(space: SearchSpace, blocks: Collection[BlockSpec]) -> tuple[tuple[int, int], ...]:
+    """The candidates that hold one of these blocks, as (slot, choice)."""
+    _, rows = space.slot_costs(lambda block: float(block in blocks))
+    return tuple((s, c) for s, row in enumerate(rows) for c, n in enumerate(row) if n)
+
+
 def _off_limits(space: SearchSpace, refused: Collection[BlockSpec]) -> tuple[tuple[int, int], ...]:
     """The candidates that hold a refused block, as (slot, choice).
 
@@ -250,7 +268,7 @@ def _off_limits(space: SearchSpace, refused: Collection[BlockSpec]) -> tuple[tup
             f"the target runs no network of {space.name}: it does not support "
             f"{', '.join(sorted(map(str, refused))[:3])}"
         )
-    return tuple(sorted((s, c) for s, row in enumerate(rows) for c, n in enumerate(row) if n))
+    return _entries(space, refused)
 
 
 def _priced_out(model: NetworkLatencyModel) -> NetworkLatencyModel:

@@ -197,7 +197,7 @@ class NetworkLatencyModel:
             for row, choices in zip(self.table_ms, permitted, strict=True)
         ]
         best_ms, improves = self._at(best), True
-        together = [(slot,) for slot in range(len(permitted))]
+        together: list[tuple[int, ...]] = [(slot,) for slot in range(len(permitted))]
         together += [(pair.first, pair.second) for pair in self.pairs]
         while improves:
             improves = False

@@ -72,9 +72,7 @@ class NetworkCalibration:
         return self
 
     def _residual(self, choices: Ints, measured_ms: Floats, predicted_ms: Floats) -> Interactions:
-        residual_ms = measured_ms - predicted_ms
-        variances = self._process.fit(choices, residual_ms, predicted_ms)
-        return self._process.condition(variances, choices, residual_ms, predicted_ms)
+        return self._process.fit(choices, measured_ms - predicted_ms, predicted_ms)
 
     def predict(self, choices: Ints, sums_ms: Floats) -> Floats:
         """Milliseconds (n,) of networks (n, n_slots) with these block sums (n,)."""

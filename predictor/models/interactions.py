@@ -6,7 +6,7 @@ no sampling, and its differences are the differences of exchanged operations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +21,13 @@ Ints = NDArray[np.int64]
 _PRIOR_SPREAD = 2.0
 """Of the logarithm of each variance: a factor of 7 either way is one standard deviation."""
 
+_FARTHEST = 8.0
+"""As far as a logarithm may go from its prior mean."""
+
+_DOUBTED = 3.0
 _DTYPE = torch.float64
 _STEPS = 60
-_OUTLIER = 3.0
-_JITTER = 1e-9
+_JITTER = 1e-8
 
 
 class Slots(NamedTuple):
@@ -74,6 +77,7 @@ class Interactions:
         weights_ms: (n,).
         networks: (n, n_slots) choices.
         similarity: in 0..1.
+        variances: under which this is the posterior mean.
     """
 
     table_ms: Floats
@@ -81,6 +85,7 @@ class Interactions:
     weights_ms: Floats
     networks: Ints
     similarity: float
+    variances: Variances
 
     def at(self, choices: Ints) -> Floats:
         """The residual of networks (n, n_slots), in ms."""
@@ -105,11 +110,12 @@ class InteractionProcess:
         self._slots = slots
         self._without = tuple(without)
 
-    def fit(self, choices: Ints, residual_ms: Floats, predicted_ms: Floats) -> Variances:
-        """Variances of greatest marginal likelihood, with a broad prior around the defaults.
+    def fit(self, choices: Ints, residual_ms: Floats, predicted_ms: Floats) -> Interactions:
+        """The posterior mean under the variances of greatest posterior density.
 
-        The noise grows with the latency, so that errors count relative to it; networks that no
-        variance explains (beyond three robust deviations) are given more.
+        The noise grows with the latency, so that errors count relative to it. A network that
+        all the others contradict, by more than three standard deviations, is doubted: its
+        noise is raised to what was seen, and the variances are found anew.
 
         Args:
             choices: (n, n_slots) of the measured networks.
@@ -121,74 +127,115 @@ class InteractionProcess:
         """
         if not (np.isfinite(residual_ms).all() and np.isfinite(predicted_ms).all()):
             raise UnusableMeasurementsError("a residual of the networks is not a finite number")
-        unit = float(np.median(predicted_ms))
-        kernels = self._kernels(choices, choices, unit)
-        y = torch.as_tensor(residual_ms / unit)
-        noise = torch.as_tensor(_noise_shape(residual_ms, predicted_ms) / unit**2)
+        known = self._known(choices, residual_ms, predicted_ms)
+        v = self._likeliest(known)
+        inverse = torch.linalg.inv(known.covariance(v))
+        surprise = (inverse @ known.y).abs() / inverse.diagonal().sqrt()  # left out, standardised
+        if float(surprise.max()) > _DOUBTED:
+            known = known._replace(noise=known.noise * (surprise / _DOUBTED).clamp_min(1.0) ** 4)
+            v = self._likeliest(known)
+        return self._posterior(v, known, choices)
+
+    def posterior(
+        self, variances: Variances, choices: Ints, residual_ms: Floats, predicted_ms: Floats
+    ) -> Interactions:
+        """The posterior mean under variances that are given; arguments as of `fit`."""
+        v = _as_tensor(variances)
+        return self._posterior(v, self._known(choices, residual_ms, predicted_ms), choices)
+
+    def covariance_given(
+        self,
+        variances: Variances,
+        measured: tuple[Ints, Floats],
+        left: tuple[Ints, Floats],
+        right: tuple[Ints, Floats],
+    ) -> Floats:
+        """What two groups of networks still have in common once some are measured, in ms^2.
+
+        Args:
+            measured, left, right: choices (n, n_slots) and predicted latencies (n,) in ms.
+
+        Returns:
+            (n_left, n_right) posterior covariance of the residuals, without noise.
+        """
+        groups = (measured, left, right)
+        choices = np.concatenate([choices for choices, _ in groups])
+        predicted_ms = np.concatenate([ms for _, ms in groups])
+        unit_ms = float(np.median(measured[1]))
+        known = self._known(choices, np.zeros(len(choices)), predicted_ms, unit_ms)
+        v = _as_tensor(variances)
+        prior = known.covariance(v).numpy() - np.diag(v[5].item() * known.noise.numpy() + _JITTER)
+        cut = np.cumsum([len(ms) for _, ms in groups])
+        a, b, c = slice(0, cut[0]), slice(cut[0], cut[1]), slice(cut[1], cut[2])
+        noisy = prior[a, a] + np.diag(v[5].item() * known.noise.numpy()[a] + _JITTER)
+        left_over: Floats = prior[b, c] - prior[b, a] @ np.linalg.solve(noisy, prior[a, c])
+        return left_over * unit_ms**2
+
+    def _likeliest(self, known: "_Known") -> torch.Tensor:
+        """Variances of greatest posterior density, with a broad prior around the defaults."""
         start = _as_tensor(Variances())
         start = torch.cat([start[:4].log(), torch.logit(start[4:5]), start[5:].log()])
-        free = torch.tensor([f.name not in self._without for f in fields(Variances)], dtype=_DTYPE)
+        kept = torch.tensor([f.name not in self._without for f in fields(Variances)])
         moved = torch.zeros_like(start, requires_grad=True)
+
+        def variances() -> torch.Tensor:
+            raw = start + _FARTHEST * torch.tanh(moved / _FARTHEST)
+            v = torch.cat([raw[:4].exp(), torch.sigmoid(raw[4:5]), raw[5:].exp()])
+            return torch.where(kept, v, torch.zeros_like(v))
+
         optimizer = torch.optim.LBFGS([moved], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
         def loss() -> torch.Tensor:
             optimizer.zero_grad()
-            v = self._variances(start + free * moved)
-            covariance = kernels.covariance(v) + torch.diag(v[5] * noise + _JITTER)
-            factor = torch.linalg.cholesky(covariance)
-            solved = torch.cholesky_solve(y[:, None], factor)[:, 0]
-            likelihood = -0.5 * y @ solved - factor.diagonal().log().sum()
+            factor = torch.linalg.cholesky(known.covariance(variances()))
+            solved = torch.cholesky_solve(known.y[:, None], factor)[:, 0]
+            likelihood = -0.5 * known.y @ solved - factor.diagonal().log().sum()
             prior = -0.5 * (moved / _PRIOR_SPREAD).square().sum()
             negated: torch.Tensor = -(likelihood + prior)
             negated.backward()  # type: ignore[no-untyped-call]
             return negated
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-        found = self._variances((start + free * moved).detach()).tolist()
-        named = dict(zip((f.name for f in fields(Variances)), found, strict=True))
-        return replace(Variances(), **named)
+        return variances().detach()
 
-    def condition(
-        self, variances: Variances, choices: Ints, residual_ms: Floats, predicted_ms: Floats
-    ) -> Interactions:
-        """The posterior mean given these networks, as numbers; arguments as of `fit`."""
-        unit = float(np.median(predicted_ms))
-        kernels = self._kernels(choices, choices, unit)
-        v = _as_tensor(variances)
-        noise = torch.as_tensor(_noise_shape(residual_ms, predicted_ms) / unit**2)
-        covariance = kernels.covariance(v) + torch.diag(v[5] * noise + _JITTER)
-        alpha = torch.linalg.solve(covariance, torch.as_tensor(residual_ms / unit)).numpy() * unit
-
-        ms, groups = self._slots.ms / unit, self._slots.groups_ms / unit
+    def _posterior(self, v: torch.Tensor, known: "_Known", choices: Ints) -> Interactions:
+        alpha = torch.linalg.solve(known.covariance(v), known.y).numpy() * known.unit_ms
+        alike_variance, place, adjacent, product, similarity, _ = v.tolist()
+        ms, groups = self._slots.ms / known.unit_ms, self._slots.groups_ms / known.unit_ms
         chosen = np.eye(ms.shape[1])[choices]  # (n, n_slots, width)
         alike = np.einsum("nlc,lcg->ng", chosen, groups)
-        table = variances.alike * groups @ (alpha @ alike)
-        table += variances.place * ms**2 * np.einsum("n,nlc->lc", alpha, chosen)
+        table = alike_variance * groups @ (alpha @ alike)
+        table += place * ms**2 * np.einsum("n,nlc->lc", alpha, chosen)
         beside = (ms[:-1, :, None] + ms[1:, None, :]) ** 2  # (n_slots - 1, width, width)
         pairs = np.einsum("n,nlc,nld->lcd", alpha, chosen[:, :-1], chosen[:, 1:])
         return Interactions(
             table_ms=table,
-            pairs_ms=variances.adjacent * beside * pairs,
-            weights_ms=variances.product * alpha,
+            pairs_ms=adjacent * beside * pairs,
+            weights_ms=product * alpha,
             networks=choices.copy(),
-            similarity=variances.similarity if variances.product else 1.0,
+            similarity=similarity if product else 1.0,
+            variances=Variances(*v.tolist()),
         )
 
-    def _variances(self, raw: torch.Tensor) -> torch.Tensor:
-        """In the order of `Variances`, kernels left out at 0."""
-        v = torch.cat([raw[:4].exp(), torch.sigmoid(raw[4:5]), raw[5:].exp()])
-        kept = [f.name not in self._without for f in fields(Variances)]
-        return torch.where(torch.tensor(kept), v, torch.zeros_like(v))
-
-    def _kernels(self, left: Ints, right: Ints, unit: float) -> "_Kernels":
-        ms, groups = self._slots.ms / unit, self._slots.groups_ms / unit
+    def _known(
+        self,
+        choices: Ints,
+        residual_ms: Floats,
+        predicted_ms: Floats,
+        unit_ms: float | None = None,
+    ) -> "_Known":
+        unit_ms = unit_ms or float(np.median(predicted_ms))
+        ms, groups = self._slots.ms / unit_ms, self._slots.groups_ms / unit_ms
         slots = np.arange(ms.shape[0])
-        equal = (left[:, None, :] == right[None]).astype(float)  # (n, m, n_slots)
-        alike = [groups[slots, choices].sum(axis=1) for choices in (left, right)]
-        at = ms[slots, left]  # (n, n_slots)
+        equal = (choices[:, None, :] == choices[None]).astype(float)  # (n, n, n_slots)
+        alike = groups[slots, choices].sum(axis=1)
+        at = ms[slots, choices]  # (n, n_slots)
         beside = (at[:, :-1] + at[:, 1:]) ** 2
-        return _Kernels(
-            alike=torch.as_tensor(alike[0] @ alike[1].T),
+        return _Known(
+            unit_ms=unit_ms,
+            y=torch.as_tensor(residual_ms / unit_ms),
+            noise=torch.as_tensor((predicted_ms / unit_ms) ** 2),
+            alike=torch.as_tensor(alike @ alike.T),
             place=torch.as_tensor((equal * at[:, None] ** 2).sum(axis=2)),
             adjacent=torch.as_tensor(
                 (equal[..., :-1] * equal[..., 1:] * beside[:, None]).sum(axis=2)
@@ -197,28 +244,30 @@ class InteractionProcess:
         )
 
 
-class _Kernels(NamedTuple):
-    """What the covariances of networks (n, m) are made of; `equal` (n, m, n_slots)."""
+class _Known(NamedTuple):
+    """Measured networks, in units of `unit_ms`, and what their covariances are made of.
 
+    Attributes:
+        y: (n,) residuals.
+        noise: (n,) what the noise variance is multiplied by.
+        alike, place, adjacent: (n, n) kernels.
+        equal: (n, n, n_slots), whether two networks are decided alike in a slot.
+    """
+
+    unit_ms: float
+    y: torch.Tensor
+    noise: torch.Tensor
     alike: torch.Tensor
     place: torch.Tensor
     adjacent: torch.Tensor
     equal: torch.Tensor
 
     def covariance(self, v: torch.Tensor) -> torch.Tensor:
-        """Under the variances `v`, in the order of `Variances`."""
+        """(n, n), noise included, under the variances `v` in the order of `Variances`."""
         product = (v[4] + (1.0 - v[4]) * self.equal).prod(dim=2)
-        return v[0] * self.alike + v[1] * self.place + v[2] * self.adjacent + v[3] * product
+        kernels = v[0] * self.alike + v[1] * self.place + v[2] * self.adjacent + v[3] * product
+        return kernels + torch.diag(v[5] * self.noise + _JITTER)
 
 
 def _as_tensor(variances: Variances) -> torch.Tensor:
     return torch.tensor([getattr(variances, f.name) for f in fields(variances)], dtype=_DTYPE)
-
-
-def _noise_shape(residual_ms: Floats, predicted_ms: Floats) -> Floats:
-    """(n,) in ms^2: what a relative noise variance is multiplied by, larger for outliers."""
-    relative = residual_ms / predicted_ms
-    deviation = 1.4826 * float(np.median(np.abs(relative - np.median(relative))))
-    far = np.abs(relative - np.median(relative)) / max(deviation, 1e-12)
-    shape: Floats = predicted_ms**2 * np.maximum(1.0, (far / _OUTLIER) ** 4)
-    return shape

@@ -111,13 +111,20 @@ def test_a_missing_network_is_named(micro, synthetic_kit):
     assert caught.value.subjects == gone
 
 
-def test_a_missing_block_is_named(micro, synthetic_kit):
-    measured = synthetic_kit(micro)
-    gone = next(subject for subject in measured if subject.startswith("block:"))
-    del measured[gone]
-    with pytest.raises(MissingMeasurementsError) as caught:
-        fit_latency_model(micro, measured)
-    assert caught.value.subjects == [gone]
+def test_a_missing_block_is_predicted_and_the_model_says_so(micro, whole_kit, block_ms):
+    measured = whole_kit()
+    gone = some_block(micro)
+    for copies in chains(gone):
+        measured.pop(block_subject(gone, copies), None)
+    model, report = fit_latency_model(micro, measured)
+    assert list(report["predicted_blocks"]) == [str(gone)]
+    assert model.predicted == ((0, 0),)
+    rng = random.Random(3)
+    for architecture in (micro.sample(rng) for _ in range(20)):
+        has = gone in micro.blocks(architecture)
+        assert (model.coverage(architecture).predicted_share > 0.0) == has
+        true_ms = 0.02 + 1.1 * sum(map(block_ms, micro.blocks(architecture)))
+        assert model.predict_ms(architecture) == pytest.approx(true_ms, rel=0.02)
 
 
 @pytest.mark.parametrize("ms", [0.003, 0.07, 1.0, 3.0, 17.0])

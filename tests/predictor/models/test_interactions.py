@@ -57,10 +57,9 @@ def test_the_numbers_are_the_posterior_mean_of_the_process(slots):
     predicted = sums(slots, choices)
     residual = 0.05 * predicted * np.random.default_rng(3).uniform(-1.0, 1.0, size=12)
     v = Variances(0.01, 0.02, 0.03, 0.04, 0.7, 0.001)
-    found = InteractionProcess(slots).condition(v, choices, residual, predicted)
+    found = InteractionProcess(slots).posterior(v, choices, residual, predicted)
     unit = np.median(predicted)
-    # no residual is three robust deviations out, so that the noise is the plain one
-    noise = v.noise * (predicted / unit) ** 2 + 1e-9
+    noise = v.noise * (predicted / unit) ** 2 + 1e-8
     k = covariance(slots, v, choices, choices, unit) + np.diag(noise)
     expected = covariance(slots, v, new, choices, unit) @ np.linalg.solve(k, residual)
     np.testing.assert_allclose(found.at(new), expected, rtol=1e-9, atol=1e-13)
@@ -71,14 +70,37 @@ def test_a_kernel_left_out_has_no_part_in_the_answer(slots, kernel):
     choices = drawn(20)
     predicted = sums(slots, choices)
     residual = 0.05 * predicted * np.random.default_rng(3).normal(size=20)
-    process = InteractionProcess(slots, without=[kernel])
-    v = process.fit(choices, residual, predicted)
-    assert getattr(v, kernel) == 0.0
-    assert all(getattr(v, other) > 0.0 for other in {"alike", "place", "product"} - {kernel})
-    if kernel in {"adjacent", "product"}:
-        found = process.condition(v, choices, residual, predicted)
-        part = found.pairs_ms if kernel == "adjacent" else found.weights_ms
-        assert not part.any()
+    found = InteractionProcess(slots, without=[kernel]).fit(choices, residual, predicted)
+    whole = InteractionProcess(slots).fit(choices, residual, predicted)
+    assert whole.table_ms.any()
+    assert whole.pairs_ms.any()
+    assert whole.weights_ms.any()
+    if kernel == "adjacent":
+        assert not found.pairs_ms.any()
+    elif kernel == "product":
+        assert not found.weights_ms.any()
+    else:  # what is left of the table is what the other additive kernel makes of it
+        ms = slots.ms if kernel == "alike" else None
+        unseen = np.ones((N_SLOTS, WIDTH), bool)
+        unseen[np.arange(N_SLOTS), choices] = False
+        if ms is not None:
+            assert not found.table_ms[unseen].any()
+        else:
+            per_ms = found.table_ms / slots.ms
+            np.testing.assert_allclose(per_ms, np.broadcast_to(per_ms[0], per_ms.shape))
+
+
+def test_a_network_that_all_others_contradict_moves_nothing(slots):
+    choices, new = drawn(60), drawn(100, seed=4)
+    residual = truth("alike", slots, choices)
+    predicted = sums(slots, choices)
+    spoiled = residual.copy()
+    spoiled[11] += 3.0 * predicted[11]
+    process = InteractionProcess(slots)
+    clean = process.fit(choices, residual, predicted).at(new)
+    np.testing.assert_allclose(
+        process.fit(choices, spoiled, predicted).at(new), clean, atol=0.02 * predicted.mean()
+    )
 
 
 def truth(kind, slots, choices):
