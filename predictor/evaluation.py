@@ -9,6 +9,8 @@ from predictor.errors import BadTableError
 
 Floats = NDArray[np.float64]
 
+_LEAST = 1e-6
+
 
 @dataclass(frozen=True)
 class PredictionQuality:
@@ -45,12 +47,13 @@ def prediction_quality(predicted_ms: Floats, measured_ms: Floats) -> PredictionQ
 
     error = predicted_ms / measured_ms - 1.0
     size = np.abs(error)
+    floor_ms = np.maximum(predicted_ms, _LEAST * measured_ms)  # a prediction may be 0
     return PredictionQuality(
         n=len(measured_ms),
         mape=float(size.mean()),
         bias=float(error.mean()),
         within_10=float((size <= 0.10).mean()),
-        worst_under=float(max(0.0, (measured_ms / predicted_ms - 1.0).max())),
+        worst_under=float(max(0.0, (measured_ms / floor_ms - 1.0).max())),
         spearman=float(spearmanr(predicted_ms, measured_ms).statistic),
         within_5=float((size <= 0.05).mean()),
         rmspe=float(np.sqrt((error**2).mean())),

@@ -220,7 +220,23 @@ def _slots(space: SearchSpace, table: Mapping[BlockSpec, float]) -> Slots:
             ms[layer.slot, choice] += block_ms
             for group in (("block", block), *((name, getattr(block, name)) for name in _ALIKE)):
                 groups.setdefault(group, np.zeros(shape))[layer.slot, choice] += block_ms
-    return Slots(ms, np.stack(list(groups.values()), axis=2))
+    return Slots(ms, np.stack(list(groups.values()), axis=2), _adjacent(space))
+
+
+def _adjacent(space: SearchSpace) -> Ints:
+    """Pairs of slots, the first of which decides what the second reads, (n_pairs, 2)."""
+    made: dict[int, set[int]] = {}
+    for layer, (_, target) in zip(space.layers, space.edges, strict=True):
+        if layer.slot is not None:
+            made.setdefault(target, set()).add(layer.slot)
+    pairs = {
+        (first, layer.slot)
+        for layer, (source, _) in zip(space.layers, space.edges, strict=True)
+        if layer.slot is not None
+        for first in made.get(source, ())
+        if first != layer.slot
+    }
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 def _with_interactions(
@@ -234,8 +250,8 @@ def _with_interactions(
     )
     least_ms = _NEGLIGIBLE * float(np.median([sum(map(max, table)), *(model.measured_ms or ())]))
     pairs = [
-        Pair(i, i + 1, tuple(map(tuple, ms[: widths[i], : widths[i + 1]].tolist())))
-        for i, ms in enumerate(found.pairs_ms)
+        Pair(i, j, tuple(map(tuple, ms[: widths[i], : widths[j]].tolist())))
+        for (i, j), ms in zip(found.pairs.tolist(), found.pairs_ms, strict=True)
         if np.abs(ms).max() > least_ms
     ]
     similarity = Similarity(

@@ -124,26 +124,11 @@ class NetworkLatencyModel:
             raise ModelDocumentError("the latency model was fitted for another space")
         return self._at(architecture.choices)
 
-    def layer_ms(self, architecture: Architecture) -> list[float]:
-        """What each slot takes; what two share is halved, and what all share is `rest_ms`."""
-        found = [
-            row[choice] for row, choice in zip(self.table_ms, architecture.choices, strict=True)
-        ]
-        for pair, ms in self._paired(architecture.choices):
-            found[pair.first] += 0.5 * ms
-            found[pair.second] += 0.5 * ms
-        return found
-
     def shared_ms(self, architecture: Architecture) -> float:
         """What several slots decide together; part of `predict_ms`."""
         choices = architecture.choices
         similar_ms = self.similarity.at(choices) if self.similarity else 0.0
         return similar_ms + sum(ms for _, ms in self._paired(choices))
-
-    def rest_ms(self, architecture: Architecture) -> float:
-        """What no single slot decides: `predict_ms` less the sum of `layer_ms`."""
-        similar = self.similarity.at(architecture.choices) if self.similarity else 0.0
-        return self.offset_ms + similar
 
     def interval_ms(self, predicted_ms: float) -> tuple[float, float] | None:
         """What holds the measurement of a network so predicted; None where it is not known."""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Response, status
 from sqlalchemy import text
 
@@ -20,6 +21,8 @@ from service.machines.routes import router as machines
 from service.measure_page.routes import router as measure_page
 from service.measurements.routes import router as measurements
 from service.middleware import BodyLimit, Gunzip, RequestId
+from service.predictions.files import READERS
+from service.predictions.routes import router as predictions
 from service.problems import install_error_handlers
 from service.searches.routes import router as searches
 from service.settings import Settings
@@ -40,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         migrate(database)
         app.state.settings = settings
         app.state.database = database
+        app.state.file_readers = CapacityLimiter(READERS)
         app.state.artifacts = ArtifactStore(settings.resolved_artifacts_url)
         with database.transaction() as session:
             app.state.signer = ensure_signer(session)
@@ -65,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         agents,
         measurements,
         latency_models,
+        predictions,
         machines,
         spaces,
         keys,

@@ -14,6 +14,8 @@ from service.jobs.context import AttemptContext
 from service.jobs.launchers.base import EXIT_HANDED_BACK, EXIT_LEASE_LOST
 from service.latency_models.tasks import fit_kit
 from service.measurements.intake import FIT_JOB
+from service.predictions.files import PRICES_JOB
+from service.predictions.tasks import fit_kernel_prices
 from service.searches.lifecycle import SEARCH_JOB
 from service.settings import Settings
 from service.telemetry import configure_logging
@@ -28,6 +30,7 @@ def _run_search(context: AttemptContext, subject_id: str) -> None:
 KINDS: dict[str, Callable[[AttemptContext, str], None]] = {
     SEARCH_JOB: _run_search,
     FIT_JOB: fit_kit,
+    PRICES_JOB: fit_kernel_prices,
 }
 
 

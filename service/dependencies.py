@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Query, Request
 from sqlalchemy.orm import Session
 
@@ -33,6 +34,11 @@ def _signer(request: Request) -> Signer:
     return signer
 
 
+def _file_readers(request: Request) -> CapacityLimiter:
+    readers: CapacityLimiter = request.app.state.file_readers
+    return readers
+
+
 def _read_session(database: Annotated[Database, Depends(_database)]) -> Iterator[Session]:
     with database.reading() as session:
         yield session
@@ -48,6 +54,7 @@ Limit = Annotated[int, Query(ge=1, le=200, description="Items a page.")]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 CurrentDatabase = Annotated[Database, Depends(_database)]
 CurrentSigner = Annotated[Signer, Depends(_signer)]
+FileReaders = Annotated[CapacityLimiter, Depends(_file_readers)]
 Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
 # scope "function": the transaction commits before the answer is sent, so what a client was
 # told is stored is stored

@@ -5,6 +5,7 @@ TailorError                     status code, machine code, optional field
 ├── InvalidRequestError    422  well-formed but meaningless; names the field
 ├── BudgetUnreachableError 422  no network of the space is that fast on that target
 ├── ConflictError          409  the resource is not in a state that allows it
+├── NoLatencyModelError    409  the target has to be measured first
 ├── StaleLeaseError        409  another lease has replaced this one
 ├── UnauthenticatedError   401  no key, or none that is valid
 ├── AgentTooOldError       426  the agent must be updated before it may measure
@@ -73,6 +74,12 @@ class ConflictError(TailorError):
     """The resource is not in a state that allows it."""
 
     status, code, title = 409, "conflict", "Conflict"
+
+
+class NoLatencyModelError(TailorError):
+    """The target has to be measured before this can be answered; `detail` says how."""
+
+    status, code, title = 409, "no_latency_model", "No latency model"
 
 
 class StaleLeaseError(TailorError):

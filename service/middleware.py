@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import zlib
 
 import structlog
@@ -16,6 +17,9 @@ from service.errors import (
     TailorError,
     UnsupportedEncodingError,
 )
+
+_STREAMED = re.compile("/v1/targets/[^/]+/predictions")
+"""Bodies that a route takes in piece by piece, within a limit of its own."""
 
 
 class RequestId:
@@ -59,6 +63,8 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         if "\0" in scope["path"]:  # no id has one, and PostgreSQL cannot look for it
             return await refuse(scope, send, NotFoundError("no path contains NUL"))
+        if _STREAMED.fullmatch(scope["path"]):
+            return await self._app(scope, receive, send)
         too_large = PayloadTooLargeError(f"the body is larger than {self._max_bytes} bytes")
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
@@ -113,6 +119,10 @@ class Gunzip:
                 scope,
                 send,
                 UnsupportedEncodingError(f"Content-Encoding {encoding[:50]!r} is not gzip"),
+            )
+        if _STREAMED.fullmatch(scope["path"]):
+            return await refuse(
+                scope, send, UnsupportedEncodingError("send this file as it is, without gzip")
             )
         packed = (await receive())["body"]
         try:

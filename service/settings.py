@@ -17,6 +17,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port.")
     max_body_bytes: int = Field(default=8 * 2**20, gt=0)
+    max_model_bytes: int = Field(
+        default=128 * 2**20, gt=0, description="Of an ONNX file that is to be priced."
+    )
     job_lease_seconds: float = Field(default=30.0, gt=0)
     task_lease_seconds: float = Field(default=120.0, gt=0)
     agent_offline_seconds: float = Field(default=60.0, gt=0)

@@ -37,10 +37,13 @@ class Slots(NamedTuple):
         ms: (n_slots, width) block sums of each candidate, 0 where there is no candidate.
         groups_ms: (n_slots, width, n_groups) of these, what belongs to each group of blocks
             that are alike (one kernel size, one resolution, ...).
+        pairs: (n_pairs, 2) slots that are adjacent: layers of one read what layers of the other
+            make.
     """
 
     ms: Floats
     groups_ms: Floats
+    pairs: Ints
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,13 @@ class Variances:
 class Interactions:
     """A fitted residual as plain numbers, in ms.
 
-    ``R(a) = sum_l table[l, a_l] + sum_l pairs[l][a_l, a_(l+1)]
+    ``R(a) = sum_l table[l, a_l] + sum_(l, m) pairs[l, m][a_l, a_m]
     + sum_i weights[i] prod_l (1 if a_l == networks[i, l] else similarity)``.
 
     Attributes:
         table_ms: (n_slots, width).
-        pairs_ms: (n_slots - 1, width, width), of slot l and the one after it.
+        pairs: (n_pairs, 2) adjacent slots.
+        pairs_ms: (n_pairs, width, width).
         weights_ms: (n,).
         networks: (n, n_slots) choices.
         similarity: in 0..1.
@@ -81,6 +85,7 @@ class Interactions:
     """
 
     table_ms: Floats
+    pairs: Ints
     pairs_ms: Floats
     weights_ms: Floats
     networks: Ints
@@ -93,7 +98,11 @@ class Interactions:
         equal = choices[:, None, :] == self.networks[None]
         residual_ms: Floats = (
             self.table_ms[slots, choices].sum(axis=1)
-            + self.pairs_ms[slots[:-1], choices[:, :-1], choices[:, 1:]].sum(axis=1)
+            + self.pairs_ms[
+                np.arange(len(self.pairs)),
+                choices[:, self.pairs[:, 0]],
+                choices[:, self.pairs[:, 1]],
+            ].sum(axis=1)
             + np.where(equal, 1.0, self.similarity).prod(axis=2) @ self.weights_ms
         )
         return residual_ms
@@ -206,10 +215,12 @@ class InteractionProcess:
         alike = np.einsum("nlc,lcg->ng", chosen, groups)
         table = alike_variance * groups @ (alpha @ alike)
         table += place * ms**2 * np.einsum("n,nlc->lc", alpha, chosen)
-        beside = (ms[:-1, :, None] + ms[1:, None, :]) ** 2  # (n_slots - 1, width, width)
-        pairs = np.einsum("n,nlc,nld->lcd", alpha, chosen[:, :-1], chosen[:, 1:])
+        first, second = self._slots.pairs.T
+        beside = (ms[first, :, None] + ms[second, None, :]) ** 2  # (n_pairs, width, width)
+        pairs = np.einsum("n,npc,npd->pcd", alpha, chosen[:, first], chosen[:, second])
         return Interactions(
             table_ms=table,
+            pairs=self._slots.pairs,
             pairs_ms=adjacent * beside * pairs,
             weights_ms=product * alpha,
             networks=choices.copy(),
@@ -230,7 +241,8 @@ class InteractionProcess:
         equal = (choices[:, None, :] == choices[None]).astype(float)  # (n, n, n_slots)
         alike = groups[slots, choices].sum(axis=1)
         at = ms[slots, choices]  # (n, n_slots)
-        beside = (at[:, :-1] + at[:, 1:]) ** 2
+        first, second = self._slots.pairs.T
+        beside = (at[:, first] + at[:, second]) ** 2  # (n, n_pairs)
         return _Known(
             unit_ms=unit_ms,
             y=torch.as_tensor(residual_ms / unit_ms),
@@ -238,7 +250,7 @@ class InteractionProcess:
             alike=torch.as_tensor(alike @ alike.T),
             place=torch.as_tensor((equal * at[:, None] ** 2).sum(axis=2)),
             adjacent=torch.as_tensor(
-                (equal[..., :-1] * equal[..., 1:] * beside[:, None]).sum(axis=2)
+                (equal[..., first] * equal[..., second] * beside[:, None]).sum(axis=2)
             ),
             equal=torch.as_tensor(equal),
         )

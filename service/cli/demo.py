@@ -259,8 +259,7 @@ def _measure(
     while (model := client.active_latency_model(target, _SPACE)) is None:
         check()
         time.sleep(_POLL_SECONDS)
-    error = model.report["leave_one_out"]["mape"]
-    lines.end(f"{error:.1%} error on left-out nets")
+    lines.end(f"{model.left_out_error:.1%} error on left-out nets")
     return model
 
 

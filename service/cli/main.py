@@ -5,7 +5,18 @@ import sys
 import typer
 from rich.console import Console
 
-from service.cli import agent, arch, demo, keys, machines, processes, search, targets
+from service.cli import (
+    agent,
+    arch,
+    demo,
+    keys,
+    machines,
+    models,
+    predict,
+    processes,
+    search,
+    targets,
+)
 from service.cli.connection import EXIT_STATUS, EXIT_USAGE
 from service.client.errors import ApiError, ApiUnreachableError
 from service.version import VERSION
@@ -17,11 +28,13 @@ app = typer.Typer(
 )
 app.add_typer(search.app, name="search")
 app.add_typer(targets.app, name="targets")
+app.add_typer(models.app, name="models")
 app.add_typer(machines.app, name="machines")
 app.add_typer(arch.app, name="arch")
 app.add_typer(agent.app, name="agent")
 app.add_typer(keys.app, name="keys")
 app.command("measure")(targets.measure)
+app.command("predict")(predict.predict)
 app.command("spaces")(targets.spaces)
 app.command("api")(processes.api)
 app.command("worker")(processes.worker)

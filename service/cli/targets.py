@@ -36,15 +36,16 @@ def show(target: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = 
         return print_json(document)
     print_table(["", ""], [("id", found.id), *found.profile.items()])
     print_table(
-        ["latency model", "space", "active", "fastest", "slowest", "left-out error", "stale"],
+        ["latency model", "space", "version", "active", "fastest", "slowest", "error", "stale"],
         [
             (
                 m.id,
                 m.search_space,
+                m.version,
                 m.active,
                 ms(m.fastest_ms),
                 ms(m.slowest_ms),
-                f"{m.report['leave_one_out']['mape']:.1%}",
+                f"{m.error:.1%}",
                 m.stale["text"] if m.stale else None,
             )
             for m in models

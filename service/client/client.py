@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from json import dumps
 from typing import Any, Self, TypeVar
 
@@ -16,6 +16,7 @@ from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutEr
 from service.latency_models.schemas import LatencyModelRead
 from service.machines.schemas import MachineRead
 from service.measurements.schemas import KitRead, MeasurementRead
+from service.predictions.schemas import FilePredictionRead, PredictionList, WhatIfRead
 from service.schemas import Page
 from service.searches.schemas import (
     TERMINAL,
@@ -32,6 +33,7 @@ from service.targets.schemas import TargetRead
 Model = TypeVar("Model", bound=BaseModel)
 _PATIENCE_SECONDS = 20.0
 _LONG_POLL_SECONDS = 3.0
+_FILE_SECONDS = 240.0  # a file is sent, and read in turn with others
 
 
 class Client:
@@ -129,6 +131,64 @@ class Client:
         """The model that prices searches of a space on a target."""
         models = self.latency_models(target)
         return next((m for m in models if m.active and m.search_space == search_space), None)
+
+    def latency_model(self, model_id: str) -> LatencyModelRead:
+        """One latency model with its report."""
+        return self._get(f"/v1/latency-models/{model_id}", LatencyModelRead)
+
+    def activate_latency_model(self, model_id: str) -> LatencyModelRead:
+        """Let a version price searches instead of the one that does; needs an admin's key."""
+        return self._post(f"/v1/latency-models/{model_id}/activate", None, LatencyModelRead)
+
+    # -- predictions -------------------------------------------------------------------
+
+    def predict(
+        self,
+        target: str,
+        search_space: str,
+        architectures: Sequence[str],
+        *,
+        target_ms: float | None = None,
+    ) -> PredictionList:
+        """What networks of a space would take on a target, by its active latency model.
+
+        Args:
+            target_ms: say of each whether it should stay within this.
+        """
+        body = {
+            "target": target,
+            "search_space": search_space,
+            "architectures": list(architectures),
+            "target_ms": target_ms,
+        }
+        return self._post("/v1/predictions", body, PredictionList)
+
+    def predict_with(
+        self, model_id: str, architectures: Sequence[str], *, target_ms: float | None = None
+    ) -> PredictionList:
+        """The same by one latency model, active or not."""
+        body = {"architectures": list(architectures), "target_ms": target_ms}
+        return self._post(f"/v1/latency-models/{model_id}/predictions", body, PredictionList)
+
+    def what_if(
+        self, model_id: str, architecture: str, slot: int | str | None = None
+    ) -> WhatIfRead:
+        """What each candidate of a slot, or of every slot in turn, would change alone."""
+        body = {"architecture": architecture, "slot": slot}
+        return self._post(f"/v1/latency-models/{model_id}/what-if", body, WhatIfRead)
+
+    def predict_file(self, target: str, content: bytes) -> FilePredictionRead:
+        """What an ONNX file would take on a target, kernel by kernel."""
+        answer = self._request(
+            "POST",
+            f"/v1/targets/{target}/predictions",
+            content=content,
+            headers={"Content-Type": "application/octet-stream"},
+            timeout=_FILE_SECONDS,
+        )
+        return FilePredictionRead.model_validate(answer.json())
+
+    # -- machines and spaces -----------------------------------------------------------
 
     def machines(self) -> list[MachineRead]:
         """The machines that have run workers, newest first."""

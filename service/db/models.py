@@ -14,6 +14,7 @@ from service.measurements.models import (
     MeasurementTask,
     UploadedBatch,
 )
+from service.predictions.models import KernelPricesRow
 from service.searches.models import Search, SearchArtifact, SearchEvent
 from service.targets.models import Target
 
@@ -25,6 +26,7 @@ __all__ = [
     "EnrolmentCode",
     "Job",
     "JobAttempt",
+    "KernelPricesRow",
     "Kit",
     "KitFile",
     "KitItem",

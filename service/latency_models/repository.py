@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, defer
 
 from predictor.network import NetworkLatencyModel
 from service.db.base import new_id, utc_now
@@ -38,17 +38,29 @@ def active_models(
 def mark_stale(
     session: Session, target_id: str, code: str, text: str, model_id: str | None = None
 ) -> None:
-    """Say why active models of a target no longer hold, where it is not said yet."""
-    for row, _ in active_models(session, target_id):
+    """Say why models of a target no longer hold, where it is not said yet.
+
+    Every version is told, unless one is named: any of them may be made active.
+    """
+    for row in _versions(session, target_id):
         if row.stale is None and model_id in (None, row.id):
             row.stale = {"code": code, "text": text, "since": utc_now().isoformat()}
 
 
 def clear_stale(session: Session, target_id: str, code: str) -> None:
-    """Take back what made active models of a target stale."""
-    for row, _ in active_models(session, target_id):
+    """Take back what made models of a target stale."""
+    for row in _versions(session, target_id):
         if row.stale is not None and row.stale["code"] == code:
             row.stale = None
+
+
+def _versions(session: Session, target_id: str) -> Sequence[LatencyModel]:
+    """Every model of a target; numbers and reports stay in the store, heartbeats ask often."""
+    return session.scalars(
+        select(LatencyModel)
+        .where(LatencyModel.target_id == target_id)
+        .options(defer(LatencyModel.document), defer(LatencyModel.report))
+    ).all()
 
 
 def get_model(session: Session, model_id: str) -> LatencyModel:
@@ -63,35 +75,49 @@ def get_model(session: Session, model_id: str) -> LatencyModel:
     return model
 
 
-def activate(
+def add_model(
     session: Session,
     target_id: str,
     space: str,
     model: NetworkLatencyModel,
     report: dict[str, Any],
 ) -> LatencyModel:
-    """Store a fit and make it the active one."""
-    session.execute(
-        update(LatencyModel)
-        .where(
-            LatencyModel.target_id == target_id,
-            LatencyModel.space_digest == model.space_digest,
-            LatencyModel.active,
+    """Store a fit as the next version of a space on a target; it is not active yet.
+
+    The caller holds the turn of that space and target.
+    """
+    newest = session.scalar(
+        select(func.max(LatencyModel.version)).where(
+            LatencyModel.target_id == target_id, LatencyModel.space_digest == model.space_digest
         )
-        .values(active=False)
     )
     row = LatencyModel(
         id=new_id("lmd"),
         target_id=target_id,
         space=space,
         space_digest=model.space_digest,
+        version=(newest or 0) + 1,
         document=model.to_document(),
         report=report,
-        active=True,
+        active=False,
         created_at=utc_now(),
     )
     session.add(row)
     return row
+
+
+def activate(session: Session, row: LatencyModel) -> None:
+    """Let a version price the searches of its space on its target, and no other version."""
+    session.execute(
+        update(LatencyModel)
+        .where(
+            LatencyModel.target_id == row.target_id,
+            LatencyModel.space_digest == row.space_digest,
+            LatencyModel.active,
+        )
+        .values(active=False)
+    )
+    row.active = True
 
 
 def list_models(

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-from predictor.consensus import Reading, consensus
 from predictor.errors import PredictorError
 from predictor.fit import fit_latency_model
 from predictor.kits import canary_items
@@ -11,7 +10,9 @@ from service.agents.repository import agents_of
 from service.db.database import take_turns
 from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
-from service.latency_models.repository import activate
+from service.latency_models.promotion import judge
+from service.latency_models.repository import activate, active_model, add_model
+from service.measurements.readings import current, weigh
 from service.measurements.repository import (
     failures_of_kit,
     get_kit,
@@ -20,6 +21,7 @@ from service.measurements.repository import (
     measurements_of_subjects,
     supersede,
 )
+from service.predictions.files import ask_for_prices
 from service.searches.lifecycle import end, enter_phase, model_key
 from service.searches.repository import waiting_for
 
@@ -27,7 +29,8 @@ from service.searches.repository import waiting_for
 def fit_kit(context: AttemptContext, kit_id: str) -> None:
     """Fit the model of a measured kit and let the searches that waited for it run.
 
-    When no model can be fitted, those searches fail with the reason.
+    It is stored as a new version, and becomes the active one unless that is better. When no
+    model can be fitted, those searches fail with the reason.
     """
     with context.database.reading() as session:
         kit = get_kit(session, kit_id)
@@ -46,9 +49,8 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
             jobs.finish(session, job, "succeeded")
         return
     space = get_space(kit.space)
-    # What was measured before it was asked for anew is about a device that has changed since
-    rows = [row for row in rows if row.task_id >= tasks.get(row.subject, "")]
-    found = consensus(Reading(r.subject, r.agent_id, r.latency_ms, r.flagged) for r in rows)
+    rows = current(rows, tasks)
+    found = weigh(rows)
     unsupported = {s for s, f in failures.items() if f.get("code") == "unsupported"}
     unchecked = set(tasks) - set(found.measured_ms) - set(failures)
     able = [agent for agent in found.trusted if agent in heard_of]
@@ -81,8 +83,14 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
     report["unsupported"] = {s: failures[s] for s in sorted(unsupported)}
     with context.transaction() as (session, job):
         take_turns(session, key)  # a search created meanwhile waits for it, or has it
-        activate(session, kit.target_id, space.name, model, report)
+        active = active_model(session, kit.target_id, kit.space_digest)
+        promotion = judge(space, model, active, measured_ms)
+        report["promotion"] = asdict(promotion)
+        row = add_model(session, kit.target_id, space.name, model, report)
+        if promotion.promoted:
+            activate(session, row)
         for search in waiting_for(session, key):
             enter_phase(session, search, "waiting_for_worker")
         jobs.release(session, key)
+        ask_for_prices(session, kit.target_id, context.settings)
         jobs.finish(session, job, "succeeded")

@@ -69,7 +69,7 @@ def test_measuring_by_value_finds_the_expectation_with_fewer_blocks(micro, block
 @pytest.fixture
 def process():
     ms = np.random.default_rng(0).uniform(0.1, 1.0, (4, 3))
-    return InteractionProcess(Slots(ms, ms[:, :, None])), ms
+    return InteractionProcess(Slots(ms, ms[:, :, None], np.array([(0, 1), (1, 2), (2, 3)]))), ms
 
 
 def networks(ms, n, seed):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from predictor.errors import MissingMeasurementsError, UnusableMeasurementsError
-from predictor.fit import fit_latency_model
+from predictor.fit import _adjacent, fit_latency_model
 from predictor.intervals import conformal_intervals
 from predictor.kits import (
     N_CALIBRATION_NETWORKS,
@@ -20,6 +20,7 @@ from predictor.kits import (
 )
 from predictor.latency_term import LatencyTerm
 from predictor.network import NetworkLatencyModel
+from search_core.space.presets import get_space
 
 
 def noisy_kit(space, synthetic_kit, spread):
@@ -274,3 +275,14 @@ def test_a_target_that_runs_hardly_a_network_gets_no_model(micro, synthetic_kit)
     measured, refused = without_blocks(micro, synthetic_kit(micro), {stem})
     with pytest.raises(UnusableMeasurementsError, match="the target runs no network of micro"):
         fit_latency_model(micro, measured, refused)
+
+
+# -- which blocks lie beside each other ------------------------------------------------
+
+
+def test_in_a_chain_slots_are_adjacent_to_the_next_and_in_a_cell_to_what_reads_them():
+    assert _adjacent(get_space("micro")).tolist() == [[i, i + 1] for i in range(5)]
+    cell = {("0->1", "1->2"), ("0->1", "1->3"), ("0->2", "2->3"), ("1->2", "2->3")}
+    space = get_space("nasbench201")
+    names = [slot.name for slot in space.slots]
+    assert {(names[i], names[j]) for i, j in _adjacent(space)} >= cell

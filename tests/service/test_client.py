@@ -51,6 +51,22 @@ def test_a_client_follows_the_road_to_a_search(client, api):
     assert client.cancel_search(search.id).status == "cancelled"
 
 
+def test_a_client_predicts_without_measuring(client, measured):
+    model = client.active_latency_model(measured.target_id, "micro")
+    assert client.latency_model(model.id) == model
+    networks = ["k3e1c24 k3e1c24 k3e1c40 k3e1c40 k3e1c80 k3e1c80"] * 2
+    found = client.predict(measured.target_id, "micro", networks, target_ms=1.0)
+    assert [item.within_target for item in found.items] == [True, True]
+    assert client.predict_with(model.id, networks, target_ms=1.0) == found
+    whole, alone = client.what_if(model.id, networks[0]), client.what_if(model.id, networks[0], 2)
+    assert alone.slots == whole.slots[2:3]
+    assert whole.predicted_ms == found.items[0].predicted_ms
+    assert client.activate_latency_model(model.id) == model
+    with pytest.raises(ApiError) as refused:
+        client.predict_file(measured.target_id, b"no file")
+    assert refused.value.code == "no_latency_model"  # it does not run onnxruntime
+
+
 def test_a_creation_with_a_key_creates_one_search(client, measured):
     made = [client.create_search(idempotency_key="mine", **spec(measured)) for _ in range(2)]
     assert made[0].id == made[1].id

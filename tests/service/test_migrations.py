@@ -5,11 +5,13 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import IntegrityError
 
 from service.auth.models import ApiKey
 from service.auth.repository import create_key
+from service.db.base import utc_now
 from service.db.migrate import alembic_config, changing_schema, migrate
-from service.db.models import Agent, Base, KitItem, Machine, Measurement, Target
+from service.db.models import Agent, Base, KitItem, LatencyModel, Machine, Measurement, Target
 
 
 def differences(database) -> list:
@@ -72,7 +74,7 @@ def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_of_machines(empty
 
 
 def test_going_back_to_the_second_schema_takes_what_the_third_brought_alone(empty_database):
-    migrate(empty_database)
+    upgrade(empty_database, "0003")
     before = tables(empty_database)
     downgrade(empty_database, "0002")
     brought = {"agent_targets", "kit_files", "kit_items", "signing_keys"}
@@ -127,6 +129,56 @@ def test_what_an_older_version_measured_is_kept_with_its_agent_and_its_kit(empty
     with empty_database.reading() as session:
         assert session.get(Agent, "a").target_ids == ["t"]
         assert session.get(KitItem, ("kit", "block:b:x1")).task_id == "m1"
+
+
+FITTED_BEFORE = """
+INSERT INTO targets (id, name, profile, profile_digest, created_at)
+    VALUES ('t', 't', '{}', 'd', :first);
+INSERT INTO targets (id, name, profile, profile_digest, created_at)
+    VALUES ('other', 'o', '{}', 'e', :first);
+INSERT INTO latency_models
+    (id, target_id, space, space_digest, document, report, active, created_at)
+    VALUES ('lmd_c', 't', 'micro', 's', '{}', '{}', false, :first),
+    ('lmd_a', 't', 'micro', 's', '{}', '{}', true, :then),
+    ('lmd_b', 't', 'micro', 's', '{}', '{}', false, :then),
+    ('lmd_d', 't', 'spos', 'u', '{}', '{}', true, :then),
+    ('lmd_e', 'other', 'micro', 's', '{}', '{}', true, :first)
+"""
+
+
+def test_models_that_an_older_version_fitted_are_numbered_by_age(empty_database):
+    upgrade(empty_database, "0003")
+    times = {"first": "2026-11-01 12:00:00+00:00", "then": "2026-11-02 12:00:00+00:00"}
+    with empty_database.transaction() as session:
+        for statement in FITTED_BEFORE.split(";"):
+            used = {name: at for name, at in times.items() if f":{name}" in statement}
+            session.execute(text(statement), used)
+    numbered = {"lmd_c": 1, "lmd_a": 2, "lmd_b": 3, "lmd_d": 1, "lmd_e": 1}
+    for _ in range(2):
+        migrate(empty_database)
+        with empty_database.reading() as session:
+            rows = session.scalars(select(LatencyModel)).all()
+            assert {row.id: row.version for row in rows} == numbered
+            assert {row.id for row in rows if row.active} == {"lmd_a", "lmd_d", "lmd_e"}
+        downgrade(empty_database, "0003")
+
+
+def test_a_version_is_given_once(empty_database):
+    migrate(empty_database)
+    with empty_database.transaction() as session:
+        target, *_ = FITTED_BEFORE.split(";")
+        session.execute(text(target), {"first": "2026-11-01 12:00:00+00:00"})
+
+    def model(model_id: str) -> LatencyModel:
+        known = {"target_id": "t", "space": "micro", "space_digest": "s", "active": False}
+        return LatencyModel(
+            id=model_id, version=1, document={}, report={}, created_at=utc_now(), **known
+        )
+
+    with empty_database.transaction() as session:
+        session.add(model("lmd_a"))
+    with pytest.raises(IntegrityError), empty_database.transaction() as session:
+        session.add(model("lmd_b"))
 
 
 def test_a_migration_that_breaks_a_reference_changes_nothing(empty_database):

@@ -17,7 +17,7 @@ def slots():
     groups = np.zeros((N_SLOTS, WIDTH, WIDTH))
     for choice in range(WIDTH):  # the same candidate is alike in every slot
         groups[:, choice, choice] = ms[:, choice]
-    return Slots(ms, groups)
+    return Slots(ms, groups, np.array([(i, i + 1) for i in range(N_SLOTS - 1)]))
 
 
 def drawn(n, seed=1):
