@@ -1,8 +1,13 @@
 """What runs of a network, counted in cells small enough to count by hand."""
 
 import itertools
+import random
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from predictor.structure import (
     canonical_digest,
@@ -14,6 +19,7 @@ from search_core.space.blocks import BlockKind, BlockSpec
 from search_core.space.graph import Graph
 from search_core.space.nasbench201 import OPERATIONS, nasbench201
 from search_core.space.presets import get_space
+from search_core.space.primitives import Primitive
 
 SPACE = nasbench201(cells_per_stage=1)
 NONE, SKIP, CONV1, CONV3, POOL = range(len(OPERATIONS))
@@ -172,3 +178,69 @@ def test_a_chain_without_dead_branches_reads_the_same_both_ways(
     named = dict(zip(feature_names(space), counts, strict=True))
     assert named["written:macs"] == space.macs(architecture)
     assert named["written:weights"] == space.parameters(architecture)
+
+
+def as_written(graph):
+    """The network in ONNX with nothing removed: zeros are products, sums are chains."""
+    nodes, weights, names = [], [], itertools.count()
+
+    def emit(kind, inputs, **attributes):
+        nodes.append(helper.make_node(kind, inputs, [f"v{next(names)}"], **attributes))
+        return nodes[-1].output[0]
+
+    def constant(values):
+        weights.append(numpy_helper.from_array(np.asarray(values, np.float32), f"w{next(names)}"))
+        return weights[-1].name
+
+    def run(step, inputs):
+        window = {"kernel_shape": [step.kernel] * 2, "strides": [step.stride] * 2}
+        window["pads"] = [step.padding] * 4
+        match step.primitive:
+            case Primitive.CONV:
+                shape = (step.out_channels, step.in_channels, step.kernel, step.kernel)
+                return emit("Conv", [*inputs, constant(rng.normal(size=shape))], **window)
+            case Primitive.AVG_POOL:
+                return emit("AveragePool", inputs, **window)
+            case Primitive.BATCH_NORM:
+                return inputs[0]  # folded into the convolution before it
+            case Primitive.LINEAR:
+                flat = emit("Flatten", inputs)
+                matrix = constant(rng.normal(size=(step.in_channels, step.out_channels)))
+                return emit("Gemm", [flat, matrix])
+        return emit(
+            {"relu": "Relu", "add": "Add", "global_pool": "GlobalAveragePool"}[step.primitive],
+            inputs,
+        )
+
+    rng, value = np.random.default_rng(0), {0: "x"}
+    for block, (source, target) in zip(graph.blocks, graph.edges, strict=True):
+        values = [value[source]]
+        for step in block.steps:
+            values.append(run(step, [values[i] for i in step.inputs]))
+        if block.kind is BlockKind.NONE:
+            values.append(emit("Mul", [values[0], constant(0.0)]))
+        made = values[-1]
+        value[target] = emit("Add", [value[target], made]) if target in value else made
+    floats = onnx.TensorProto.FLOAT
+    one_in = helper.make_tensor_value_info("x", floats, [1, 3, 32, 32])
+    one_out = helper.make_tensor_value_info(value[graph.edges[-1][1]], floats, [1, 10])
+    drawn = helper.make_graph(nodes, "network", [one_in], [one_out], weights)
+    return helper.make_model(drawn, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_onnx_runtime_computes_as_many_zeros_and_poolings_as_are_distinct(tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    rng, n_reductions, merged = random.Random(0), 2, 0
+    for _ in range(12):
+        choices = [rng.choice((NONE, SKIP, CONV1, POOL, POOL)) for _ in range(6)]
+        model = as_written(cell(*choices)).SerializeToString()
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        kernels = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        counts = counted(*choices)
+        assert kernels.count("Mul") == counts["written:distinct_zeros"]
+        assert kernels.count("AveragePool") == counts["written:distinct_poolings"] + n_reductions
+        merged += counts["written:avgpool_k3_e1"] > counts["written:distinct_poolings"]
+    assert merged > 2
