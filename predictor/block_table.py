@@ -15,6 +15,9 @@ from search_core.space.space import SearchSpace
 
 _HERE = "this target"
 
+_CONTRADICTED = 2.0
+"""Standard deviations by which a block may be predicted below one that asks for no more."""
+
 
 @dataclass(frozen=True)
 class BlockTable:
@@ -108,7 +111,19 @@ def block_table(
         regressor = BlockRegressor().fit(blocks, devices, np.array(latency_ms))
         found = regressor.predict(missing, _HERE)
         for block, ms, sigma, covered in zip(missing, *found, strict=True):
-            table[block], sigma_ms[block] = float(ms), float(sigma)
+            smaller = (known_ms for other, known_ms in known.items() if _asks_no_more(other, block))
+            table[block] = max(float(ms), max(smaller, default=0.0) - _CONTRADICTED * sigma)
+            sigma_ms[block] = float(sigma)
             if not covered:
                 outside.add(block)
     return BlockTable(table, sigma_ms, frozenset(outside))
+
+
+def _asks_no_more(one: BlockSpec, other: BlockSpec) -> bool:
+    """Whether `one` is of the same sort as `other` and smaller or equal in every size."""
+    if (one.kind, one.stride, one.has_shortcut) != (other.kind, other.stride, other.has_shortcut):
+        return False
+    return all(
+        getattr(one, size) <= getattr(other, size)
+        for size in ("kernel", "expansion", "in_channels", "out_channels", "resolution_px")
+    )

@@ -97,9 +97,27 @@ class Client:
         """Make an agent's token worthless."""
         self._request("DELETE", f"/v1/agents/{agent_id}")
 
-    def create_kit(self, target: str, search_space: str, *, again: bool = False) -> KitRead:
-        """Have a space measured on a target; `again`: anew what has been measured."""
-        body = {"target": target, "search_space": search_space, "again": again}
+    def create_kit(
+        self,
+        target: str,
+        search_space: str,
+        *,
+        again: bool = False,
+        until_half_width: float | None = None,
+    ) -> KitRead:
+        """Have a space measured on a target.
+
+        Args:
+            again: anew what has been measured.
+            until_half_width: networks first, and blocks only until predictions are known to
+                within this, relative.
+        """
+        body = {
+            "target": target,
+            "search_space": search_space,
+            "again": again,
+            "until_half_width": until_half_width,
+        }
         return self._post("/v1/kits", body, KitRead)
 
     def measurements(self, target: str) -> Iterator[MeasurementRead]:

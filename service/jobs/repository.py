@@ -56,6 +56,14 @@ def enqueue(
     return job
 
 
+def is_waiting(session: Session, kind: str, subject_id: str) -> bool:
+    """Whether a job of this kind about a subject has yet to begin or to end."""
+    found = select(Job.id).where(
+        Job.kind == kind, Job.subject_id == subject_id, Job.status.in_(("queued", "running"))
+    )
+    return session.scalars(found.limit(1)).first() is not None
+
+
 def claim(session: Session, worker: str, lease_seconds: float) -> Claim | None:
     """Take the most urgent claimable job, or None when there is none.
 

@@ -35,6 +35,24 @@ def active_models(
     return [(row, NetworkLatencyModel.from_document(row.document)) for row in rows]
 
 
+def models_elsewhere(
+    session: Session, target_id: str, space_digest: str
+) -> dict[str, NetworkLatencyModel]:
+    """The active models of a space on other targets that still hold, by target."""
+    rows = session.scalars(
+        select(LatencyModel).where(
+            LatencyModel.target_id != target_id,
+            LatencyModel.space_digest == space_digest,
+            LatencyModel.active,
+        )
+    )
+    return {
+        row.target_id: NetworkLatencyModel.from_document(row.document)
+        for row in rows
+        if row.stale is None
+    }
+
+
 def mark_stale(
     session: Session, target_id: str, code: str, text: str, model_id: str | None = None
 ) -> None:

@@ -14,7 +14,7 @@ from service.agents.models import Agent
 from service.agents.repository import count_items
 from service.db.base import new_id, utc_now
 from service.db.database import take_turns
-from service.jobs.repository import enqueue
+from service.jobs.repository import enqueue, is_waiting
 from service.measurements.drift import check_canaries
 from service.measurements.models import MeasurementTask, UploadedBatch
 from service.measurements.repository import (
@@ -22,9 +22,10 @@ from service.measurements.repository import (
     add_measurements,
     find_batch,
     finish_tasks,
-    kit_progress,
+    get_kit,
     kits_with_tasks,
     lock_tasks,
+    open_roles,
 )
 from service.measurements.schemas import (
     BatchCreate,
@@ -238,5 +239,12 @@ def _act(session: Session, agent: Agent, ended: Sequence[LockedTask], settings: 
     of_kits = [task.id for task in ended if task.purpose == "kit"]
     for kit_id in kits_with_tasks(session, of_kits) if of_kits else ():
         take_turns(session, f"last of {kit_id}")  # two last tasks may end at once
-        if set(kit_progress(session, kit_id)) <= {"done", "failed"}:
+        roles = open_roles(session, kit_id)
+        if not roles or (roles == {"block"} and _may_be_enough(session, kit_id)):
             enqueue(session, FIT_JOB, kit_id, max_attempts=settings.max_attempts, priority=10)
+
+
+def _may_be_enough(session: Session, kit_id: str) -> bool:
+    """Whether a kit that stops early has not been looked at since its networks are measured."""
+    stops_early = get_kit(session, kit_id).until_half_width is not None
+    return stops_early and not is_waiting(session, FIT_JOB, kit_id)

@@ -85,11 +85,19 @@ def _build(item: KitItem, precision: str, batch: int) -> bytes:
     return content
 
 
-def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.Kit:
+def ensure_kit(
+    session: Session,
+    target: Target,
+    space: SearchSpace,
+    until_half_width: float | None = None,
+) -> models.Kit:
     """The kit of `space` on a target, with a task for all that was never measured there.
 
     Kits share tasks: a block that another space has brought is measured once. What could
     not be measured before is asked for again. `build_files` has built the files.
+
+    Args:
+        until_half_width: when to stop, see `models.Kit`; the latest wish counts.
     """
     take_turns(session, f"kits:{target.id}")
     kit = find_kit(session, target.id, space.digest)
@@ -99,10 +107,12 @@ def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.K
             target_id=target.id,
             space=space.name,
             space_digest=space.digest,
+            until_half_width=until_half_width,
             created_at=utc_now(),
         )
         session.add(kit)
         session.flush()
+    kit.until_half_width = until_half_width
     retry_failed(session, kit.id)
     there = {item.subject for item in kit_items(session, kit.id)}
     missing = [item for item in plan_kit(space) if item.subject not in there]
@@ -112,7 +122,7 @@ def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.K
     subjects = [item.subject for item in (*missing, anchor_item())]
     sha256 = {s: row.sha256 for s, row in find_files(session, subjects, precision, batch).items()}
     tasks = reusable_tasks(session, target.id, sha256)
-    priorities = _priorities(space, missing)
+    priorities = _priorities(space, missing, networks_first=until_half_width is not None)
     for item in missing:
         task = tasks.get(item.subject) or add_task(
             session,
@@ -133,10 +143,16 @@ def ensure_kit(session: Session, target: Target, space: SearchSpace) -> models.K
     return kit
 
 
-def _priorities(space: SearchSpace, items: Sequence[KitItem]) -> dict[str, float]:
-    """Calibration networks, then blocks by their weight in an average network, then the test."""
+def _priorities(
+    space: SearchSpace, items: Sequence[KitItem], *, networks_first: bool
+) -> dict[str, float]:
+    """Calibration networks, then blocks by their weight in an average network, then the test.
+
+    Where blocks are measured only as far as they are needed, the test tells how far that is and
+    goes before them.
+    """
     weights = subject_weights(space)
-    by_role = {"calibration": _FIRST, "held_out": -1.0}
+    by_role = {"calibration": _FIRST, "held_out": 0.5 * _FIRST if networks_first else -1.0}
     return {item.subject: by_role.get(item.role, weights.get(item.subject, 0.0)) for item in items}
 
 

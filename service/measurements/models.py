@@ -19,6 +19,7 @@ class Kit(Base):
     target_id: Mapped[str] = mapped_column(ForeignKey("targets.id"))
     space: Mapped[str] = mapped_column(Text)
     space_digest: Mapped[str] = mapped_column(Text)
+    until_half_width: Mapped[float | None]  # relative; None: everything is measured
     created_at: Mapped[datetime]
 
 

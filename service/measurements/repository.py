@@ -406,6 +406,63 @@ def get_task(session: Session, task_id: str) -> MeasurementTask:
     return task
 
 
+def open_roles(session: Session, kit_id: str) -> set[str]:
+    """Roles of the items of a kit that are not measured yet."""
+    rows = session.scalars(
+        select(KitItem.role)
+        .join(MeasurementTask, MeasurementTask.id == KitItem.task_id)
+        .where(KitItem.kit_id == kit_id, MeasurementTask.status.in_(("queued", "leased")))
+        .distinct()
+    )
+    return set(rows)
+
+
+def spare_queued(session: Session, kit_id: str) -> list[str]:
+    """Drop what a kit still waits for and no agent has begun; its subjects."""
+    rows = session.execute(
+        select(KitItem, MeasurementTask)
+        .join(MeasurementTask, MeasurementTask.id == KitItem.task_id)
+        .where(KitItem.kit_id == kit_id, MeasurementTask.status == "queued")
+        .with_for_update(of=MeasurementTask)
+    ).all()
+    others = set(
+        session.scalars(
+            select(KitItem.task_id).where(
+                KitItem.kit_id != kit_id, KitItem.task_id.in_([task.id for _, task in rows])
+            )
+        )
+    )
+    for item, task in rows:
+        session.delete(item)
+        if task.id not in others:
+            task.status, task.finished_at = "cancelled", utc_now()
+    return [item.subject for item, _ in rows]
+
+
+def blocks_measured_elsewhere(
+    session: Session, target_id: str, subjects: Sequence[str], limit: int
+) -> dict[str, dict[str, float]]:
+    """Latest unflagged latency in ms of each subject on other targets, by target.
+
+    Args:
+        limit: the targets that have measured most of them.
+    """
+    rows = session.execute(
+        select(Measurement.target_id, Measurement.subject, Measurement.latency_ms)
+        .where(
+            Measurement.target_id != target_id,
+            Measurement.subject.in_(subjects),
+            Measurement.flagged.is_(False),
+        )
+        .order_by(Measurement.created_at, Measurement.id)
+    )
+    found: dict[str, dict[str, float]] = {}
+    for other, subject, latency_ms in rows:
+        found.setdefault(other, {})[subject] = latency_ms
+    most = sorted(found, key=lambda other: (-len(found[other]), other))[:limit]
+    return {other: found[other] for other in most}
+
+
 def cancel_tasks(session: Session, search_id: str) -> None:
     """Take back what a search still waits for."""
     session.execute(

@@ -75,7 +75,8 @@ def create_kit(
     with database.reading() as reading:
         profile = named_target(reading, body.target).profile
     build_files(database, artifacts, space, profile["precision"], profile["batch"])
-    kit = ensure_kit(session, named_target(session, body.target), space)
+    target = named_target(session, body.target)
+    kit = ensure_kit(session, target, space, body.until_half_width)
     if body.again:
         supersede(session, kit.id)
         session.flush()
@@ -204,6 +205,7 @@ def _read_kit(session: Session, kit: Kit, settings: Settings) -> KitRead:
         target=kit.target_id,
         search_space=kit.space,
         agents_online=n_online(session, kit.target_id, settings.agent_offline_seconds),
+        until_half_width=kit.until_half_width,
         created_at=kit.created_at,
         **read_progress(session, kit.id)._asdict(),
     )

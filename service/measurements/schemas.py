@@ -23,11 +23,14 @@ class KitCreate(Request):
 
     Attributes:
         again: measure anew what has been measured; the model follows when all of it is there.
+        until_half_width: measure whole networks first, and blocks only until 90 % of networks
+            are predicted to within this, relative; the rest is predicted. None: everything.
     """
 
     target: Name
     search_space: Name = "micro"
     again: bool = False
+    until_half_width: Annotated[float, Field(ge=0.005, le=0.5)] | None = None
 
 
 class KitRead(Resource):
@@ -42,6 +45,7 @@ class KitRead(Resource):
     failed: int
     flagged: int
     total: int
+    until_half_width: float | None
     agents_online: int
     created_at: datetime
 

@@ -83,6 +83,16 @@ def test_a_predicted_block_unlike_all_that_were_measured_is_said_to_be_outside(
     assert table.sigma_ms[largest] > 0.0
 
 
+def test_no_prediction_is_far_below_a_smaller_block_that_was_measured(micro, synthetic_kit):
+    """Where larger blocks of a device are faster, the small one that was measured holds."""
+    last = [layer for layer in micro.layers if layer.slot is not None][-1].blocks
+    small, large = last[0], last[-1]  # kernel 3 and expansion 1; kernel 5 and expansion 6
+    measured = without(synthetic_kit(micro), [large])
+    measured[block_subject(small, CHAIN)] += 30.0  # ten ms each, more than anything else
+    table = block_table(micro, measured)
+    assert table.ms[large] >= table.ms[small] - 2.0 * table.sigma_ms[large] > 0.0
+
+
 def test_another_target_teaches_what_this_one_has_not_measured(micro, synthetic_kit):
     def odd(block):  # a device to which kernels of five are dear, whatever their size
         return (0.002 + 2e-7 * block.macs) * (3.0 if block.kernel == 5 else 1.0)

@@ -336,7 +336,7 @@ def test_the_reader_has_no_more_memory_than_it_is_given():
 
 def test_a_measured_kit_gives_its_target_prices_of_kernels(api, network, monkeypatch):
     fitted = a_model(), {"leave_one_out": {"mape": 0.0}}  # a real fit would only take longer
-    monkeypatch.setattr("service.latency_models.tasks.fit_latency_model", lambda *_: fitted)
+    monkeypatch.setattr("service.latency_models.tasks.fit_latency_model", lambda *_, **__: fitted)
     device = api.enrol(device_model="measured", **ON_CPU)
     api.ask_for_kit(device)
     while tasks := device.lease():

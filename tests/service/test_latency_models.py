@@ -33,7 +33,8 @@ def fit(api_on_both, monkeypatch):
     def measure(device, factor: float = 1.0, slower: float = 1.0) -> dict:
         report = {"leave_one_out": {"mape": abs(factor - 1.0)}}
         fitted = formula(factor), report
-        monkeypatch.setattr("service.latency_models.tasks.fit_latency_model", lambda *_: fitted)
+        fit = "service.latency_models.tasks.fit_latency_model"
+        monkeypatch.setattr(fit, lambda *_, **__: fitted)
         again = bool(api_on_both.latency_models(device))
         kit = api_on_both.ask_for_kit(device, again=again)
         device.answer_everything(slower)
