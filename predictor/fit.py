@@ -1,5 +1,6 @@
 """From measurements to a latency model and a report on how far to trust it."""
 
+import random
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor.acquisition import network_values
 from predictor.block_table import block_table, blocks_of
 from predictor.errors import MissingMeasurementsError, UnusableMeasurementsError
 from predictor.evaluation import PredictionQuality, prediction_quality
@@ -32,6 +34,10 @@ _ALIKE = ("kind", "kernel", "expansion", "stride", "in_channels", "resolution_px
 """Blocks that have one of these in common are expected to be off by similar amounts."""
 
 _NEGLIGIBLE = 1e-5
+
+_POOL, _TOLD = 200, 5
+_LOADING_SECONDS, _RUNS = 0.3, 50
+"""What measuring a network takes: loading it, and running it so often."""
 
 
 class _Networks(NamedTuple):
@@ -123,6 +129,7 @@ def fit_latency_model(
                 fitted.line_left_out_ms_, known.measured_ms
             ).mape,
         },
+        "next_networks": _next_networks(space, model, fitted, known),
         "n_blocks": len(table),
         "predicted_blocks": {
             str(b): {"ms": table[b], "sigma_ms": sigma, "covered": b not in blocks.outside}
@@ -264,6 +271,42 @@ def _with_interactions(
         model, table_ms=table, pairs=tuple(pairs), similarity=similarity if has_effect else None
     )
     return replace(joined, extremes_ms=joined.find_extremes())
+
+
+def _next_networks(
+    space: SearchSpace,
+    model: NetworkLatencyModel,
+    fitted: NetworkCalibration,
+    known: _Networks,
+) -> list[dict[str, Any]]:
+    """The networks whose measurement would tell most about random ones; none without interactions.
+
+    Of a random pool, by the variance that each takes away a second (`network_values`).
+    """
+    if fitted.interactions_ is None:
+        return []
+    rng = random.Random(0)
+    pool = [space.sample(rng) for _ in range(_POOL)]
+    predicted_ms = np.array([model.predict_ms(a) for a in pool])
+    offered = np.array([a.choices for a in pool], dtype=np.int64), predicted_ms
+    before = known.choices, fitted.predict(known.choices, known.sums_ms)
+    values = network_values(
+        fitted.process,
+        fitted.interactions_.variances,
+        before,
+        offered,
+        offered,
+        _LOADING_SECONDS + _RUNS * 1e-3 * predicted_ms,
+    )
+    most = np.argsort(-values)[:_TOLD]
+    return [
+        {
+            "architecture": space.format(pool[i]),
+            "predicted_ms": float(predicted_ms[i]),
+            "variance_ms2_per_second": float(values[i]),
+        }
+        for i in most
+    ]
 
 
 def _entries(space: SearchSpace, blocks: Collection[BlockSpec]) -> tuple[tuple[int, int], ...]:

@@ -115,6 +115,10 @@ def fit_by_transfer(
         intervals = conformal_intervals(predictions, truth)
         model = replace(model, intervals=intervals)
         report["held_out"] = _quality(predictions, truth)
+        report["held_out_networks"] = [
+            {"architecture": space.format(a), "measured_ms": ms, "predicted_ms": predicted_ms}
+            for (a, ms), predicted_ms in zip(unseen.items(), predictions, strict=True)
+        ]
         report["intervals"] = {
             **asdict(intervals),
             "coverage": realised_coverage(predictions, truth),

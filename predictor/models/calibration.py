@@ -26,6 +26,7 @@ class NetworkCalibration:
         without: kernels of `Variances` to leave out, for ablations.
 
     Attributes:
+        process: of the interactions.
         line_: the robust line.
         interactions_: what it leaves over; None where that says nothing about other networks.
         left_out_ms_: (n,) predictions of the networks, each by a fit that has not seen it.
@@ -33,7 +34,7 @@ class NetworkCalibration:
     """
 
     def __init__(self, slots: Slots, without: Sequence[str] = ()) -> None:
-        self._process = InteractionProcess(slots, without)
+        self.process = InteractionProcess(slots, without)
 
     def fit(self, choices: Ints, sums_ms: Floats, measured_ms: Floats) -> Self:
         """Fit to measured networks.
@@ -72,7 +73,7 @@ class NetworkCalibration:
         return self
 
     def _residual(self, choices: Ints, measured_ms: Floats, predicted_ms: Floats) -> Interactions:
-        return self._process.fit(choices, measured_ms - predicted_ms, predicted_ms)
+        return self.process.fit(choices, measured_ms - predicted_ms, predicted_ms)
 
     def predict(self, choices: Ints, sums_ms: Floats) -> Floats:
         """Milliseconds (n,) of networks (n, n_slots) with these block sums (n,)."""

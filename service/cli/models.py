@@ -106,6 +106,18 @@ def _facts(model: LatencyModelRead) -> list[tuple[str, object]]:
         facts.append(("intervals", told))
     if interactions := report.get("interactions"):
         facts.append(("interactions", "kept" if interactions["kept"] else "none that help"))
+    if transfer := report.get("by_transfer"):
+        told = (
+            f"{len(transfer['references'])} other targets; {transfer['nearest']} is nearest, rank "
+            f"correlation {transfer['rank_correlation']:.2f}"
+        )
+        facts.append(("learnt from", f"{told}; {transfer['warning']}".removesuffix("; ")))
+    if predicted := report.get("predicted_blocks"):
+        facts.append(("blocks predicted", f"{len(predicted)} of {report['n_blocks']}"))
+    if spared := report.get("spared"):
+        facts.append(("spared", f"{len(spared)} files that were not needed"))
+    if following := report.get("next_networks"):
+        facts.append(("would tell most", following[0]["architecture"]))
     if measured := report.get("measurements"):
         facts.append(("measurements", f"{measured['n']}, {measured['flagged']} of them flagged"))
     if unsupported := report.get("unsupported_blocks"):

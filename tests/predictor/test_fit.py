@@ -286,3 +286,29 @@ def test_in_a_chain_slots_are_adjacent_to_the_next_and_in_a_cell_to_what_reads_t
     space = get_space("nasbench201")
     names = [slot.name for slot in space.slots]
     assert {(names[i], names[j]) for i, j in _adjacent(space)} >= cell
+
+
+# -- what to measure next --------------------------------------------------------------
+
+
+def test_where_blocks_lean_on_each_other_the_report_says_which_networks_would_tell_most(
+    micro, block_ms, synthetic_kit
+):
+    def leaning(architecture):
+        blocks = micro.blocks(architecture)
+        return 0.02 + sum(block_ms(b) * (1.4 if b.kernel == 5 else 1.0) for b in blocks)
+
+    measured = synthetic_kit(micro)
+    rng = np.random.default_rng(1)
+    for a in calibration_architectures(micro):
+        measured[network_subject(micro, a)] = leaning(a) * (1.0 + 0.002 * rng.normal())
+    _, report = fit_latency_model(micro, measured)
+    assert report["interactions"]["kept"]
+    told = report["next_networks"]
+    values = [network["variance_ms2_per_second"] for network in told]
+    assert len(told) == 5
+    assert values == sorted(values, reverse=True)
+    assert min(values) > 0.0
+    known = {micro.format(a) for a in calibration_architectures(micro)}
+    assert known.isdisjoint(network["architecture"] for network in told)
+    assert fit_latency_model(micro, synthetic_kit(micro))[1]["next_networks"] == []
