@@ -59,7 +59,7 @@ def main() -> int:
             todo = [item for s, item in items.items() if (str(number), s) not in done]
             random.Random(number).shuffle(todo)
             for i, item in enumerate(todo, 1):
-                row = _measure(sandbox, item, arguments.precision)
+                row = measure_item(sandbox, item, arguments.precision)
                 if row is not None:
                     table.writerow({"round": number, "subject": item.subject, **row})
                     file.flush()
@@ -78,7 +78,7 @@ def draw_networks(space: SearchSpace, n: int, seed: int) -> list[Architecture]:
     return list(chosen)[:n]
 
 
-def _measure(sandbox: Sandbox, item: KitItem, precision: str) -> dict[str, object] | None:
+def measure_item(sandbox: Sandbox, item: KitItem, precision: str) -> dict[str, object] | None:
     """One row, or None where the runtime refuses the file."""
     anchor = anchor_item().build()
     model = item.build()

@@ -18,6 +18,7 @@ import csv
 import random
 import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.linear_model import LinearRegression, RidgeCV
@@ -234,7 +236,9 @@ def baselines(
     }
     found = {}
     for name, (model, (x_known, x_unseen)) in models.items():
-        model.fit(x_known, y / y.mean())
+        with warnings.catch_warnings():  # a feature that says nothing has no length-scale
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x_known, y / y.mean())
         predicted = model.predict(x_unseen) * y.mean()
         found[name] = _short(predicted, truth)
     return found

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure_space import COLUMNS, _measure, draw_networks
+from benchmarks.measure_space import COLUMNS, draw_networks, measure_item
 from benchmarks.records import last_line, new_record, plot_bars, plot_parity, write_record
 from benchmarks.tables import Table, read_table
 from predictor.agent.runtimes.base import RuntimeSpec
@@ -353,7 +353,7 @@ def measure_elsewhere(out: Path, precision: Precision) -> None:
         for number in range(2):
             random.Random(number).shuffle(items)
             for i, item in enumerate(items, 1):
-                row = _measure(sandbox, item, precision)
+                row = measure_item(sandbox, item, precision)
                 if row is not None:
                     table.writerow({"round": number, "subject": item.subject, **row})
                     file.flush()

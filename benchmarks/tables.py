@@ -15,7 +15,8 @@ Floats = NDArray[np.float64]
 ARCHITECTURE_COLUMNS = ("arch_str", "op_idx", "architecture", "choices")
 """Columns that say which network a row is about; the first one present counts."""
 
-_UNITS = {"_us": 1e-3, "_ns": 1e-6, "_s": 1e3, "_ms": 1.0}
+_MS_PER_UNIT = {"_us": 1e-3, "_ns": 1e-6, "_s": 1e3}
+_ENERGIES = ("_mj", "_j", "_uj")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Table:
             BadTableError: a value is not a positive number, the heading names another unit
                 than ms, or there is no such column.
         """
-        for suffix, factor in _UNITS.items():
-            if name.endswith(suffix) and factor != 1.0:
+        if name.endswith(_ENERGIES):
+            raise BadTableError("this heading says energy, not latency", column=name)
+        for suffix, factor in _MS_PER_UNIT.items():
+            if name.endswith(suffix):
                 raise BadTableError(
                     f"latencies are read in ms and this heading says {suffix[1:]}; "
                     f"multiply by {factor:g} and call it _ms",
