@@ -44,11 +44,10 @@ from predictor.fit import fit_latency_model
 from predictor.kits import anchor_item, plan_kit
 from predictor.latency_term import LatencyTerm
 from predictor.network import NetworkLatencyModel
-from search_core.constraint import AugmentedLagrangian, Constraint
+from search_core.constraint import AugmentedLagrangian, Constraint, Constraints, Observed
 from search_core.costs import SeparableCost, macs_cost, parameter_cost
 from search_core.data.dataset import ImageDataset
 from search_core.data.load import load_dataset
-from search_core.decode import Limit, decode
 from search_core.estimators.paired import PairedDSNAS
 from search_core.estimators.presets import ESTIMATORS
 from search_core.events import Notice, Progress, SearchEvent
@@ -373,8 +372,8 @@ class Benchmark:
         return max(1, int(share * self.computation / step))
 
     def _largest(self, size: SeparableCost) -> Architecture:
-        limit = Limit(self.latency.table, self.budget_ms, self.latency.offset, "latency")
-        return self.space.architecture(decode(size.table, [limit]))
+        limit = Constraint("latency", self.latency, self.budget_ms, Observed())
+        return Constraints([limit]).best(self.space, size.table)[0]
 
 
 def random_networks(
