@@ -58,7 +58,8 @@ class Coverage:
     """How much of a network the measurements reach.
 
     Attributes:
-        predicted_share: of the latency, in blocks that were predicted, not measured.
+        predicted_share: of the latency, in blocks that were predicted, not measured; 1 at the
+            most, for a call may take less than nothing where blocks are predicted too slow.
         outside: layers whose block lies outside what the block regressor was fitted on.
         extrapolates: whether the network is slower or faster than every measured one by more
             than a tenth.
@@ -151,7 +152,7 @@ class NetworkLatencyModel:
         )
         low, high = self.measured_ms or (0.0, math.inf)
         return Coverage(
-            predicted_share=max(0.0, guessed_ms / predicted_ms) if guessed_ms else 0.0,
+            predicted_share=min(1.0, max(0.0, guessed_ms / predicted_ms)) if guessed_ms else 0.0,
             outside=tuple(
                 f"slot {slot}" for slot, c in sorted(self.outside) if (slot, c) in chosen
             ),

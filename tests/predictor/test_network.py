@@ -173,6 +173,8 @@ def test_a_request_is_told_how_far_the_measurements_reach():
     assert guessed.predicted_share == pytest.approx(
         (5.0 + 0.5) / PAIRED.predict_ms(Architecture("d", (0, 1, 0)))
     )
+    whole = replace(PAIRED, offset_ms=-3.0).coverage(Architecture("d", (0, 1, 0)))
+    assert whole.predicted_share == 1.0  # the offset takes back what the blocks have too much
     assert guessed.outside == ("slot 2",)
     assert guessed.extrapolates  # 7.2 ms, and the slowest measured one takes 6
     assert not guessed.is_full
