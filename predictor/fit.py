@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from predictor.acquisition import network_values
 from predictor.block_table import block_table, blocks_of
 from predictor.errors import MissingMeasurementsError, UnusableMeasurementsError
-from predictor.evaluation import PredictionQuality, prediction_quality
-from predictor.intervals import conformal_intervals, realised_coverage
+from predictor.evaluation import prediction_quality
+from predictor.held_out import judged, measured_networks
 from predictor.kits import calibration_architectures, held_out_architectures, network_subject
 from predictor.models.calibration import NetworkCalibration
 from predictor.models.interactions import Interactions, Slots
@@ -27,8 +27,6 @@ Ints = NDArray[np.int64]
 _LEAST_MARGIN = 0.01
 _LEAST_EFFECT = 1e-3
 _LEAST_NETWORKS = 5
-_LEAST_HELD_OUT = 9
-"""Fewer say too little about how far a measurement may lie from its prediction."""
 
 _ALIKE = ("kind", "kernel", "expansion", "stride", "in_channels", "resolution_px")
 """Blocks that have one of these in common are expected to be off by similar amounts."""
@@ -88,7 +86,6 @@ def fit_latency_model(
     if held_out is None:
         held_out = held_out_architectures(space)
     known = _known(space, calibration, table, measured_ms, refused, unsupported)
-    unseen = _measured(space, held_out, table, measured_ms)
 
     fitted = NetworkCalibration(_slots(space, table), without)
     fitted.fit(known.choices, known.sums_ms, known.measured_ms)
@@ -114,11 +111,8 @@ def fit_latency_model(
     if fitted.interactions_ is not None:
         model = _with_interactions(space, model, fitted.interactions_)
     model = _priced_out(model)
-    predicted = [model.predict_ms(a) for a in unseen.architectures]
-    if len(predicted) >= _LEAST_HELD_OUT:
-        model = replace(
-            model, intervals=conformal_intervals(predicted, unseen.measured_ms.tolist())
-        )
+    unseen = measured_networks(space, held_out, measured_ms)
+    model, on_held_out = judged(space, model, unseen)
     report: dict[str, Any] = {
         "calibration": {"offset_ms": line.offset_, "scale": line.scale_},
         "leave_one_out": asdict(quality),
@@ -136,7 +130,8 @@ def fit_latency_model(
             for b, sigma in blocks.sigma_ms.items()
         },
         "unsupported_blocks": sorted(map(str, refused)),
-        **_on_held_out(space, model, unseen),
+        **on_held_out,
+        **_block_sums(space, table, unseen),
         "networks": [
             {
                 "architecture": space.format(a),
@@ -149,24 +144,6 @@ def fit_latency_model(
         ],
     }
     return model, report
-
-
-def quality_of(
-    space: SearchSpace, model: NetworkLatencyModel, measured_ms: Mapping[str, float]
-) -> PredictionQuality | None:
-    """Errors of a model on the held-out networks of a kit as they are measured now.
-
-    Two models are compared by these; None where fewer than two are measured.
-    """
-    measured = {
-        a: ms
-        for a in held_out_architectures(space)
-        if (ms := measured_ms.get(network_subject(space, a))) is not None
-    }
-    if len(measured) < 2:
-        return None
-    predicted = np.array([model.predict_ms(a) for a in measured])
-    return prediction_quality(predicted, np.array(list(measured.values())))
 
 
 def _known(
@@ -205,12 +182,12 @@ def _measured(
     measured_ms: Mapping[str, float],
 ) -> _Networks:
     """Those of `architectures` that have a measurement."""
-    found = [a for a in architectures if network_subject(space, a) in measured_ms]
+    found = measured_networks(space, architectures, measured_ms)
     return _Networks(
-        found,
+        list(found),
         np.array([a.choices for a in found], dtype=np.int64).reshape(len(found), len(space.slots)),
         np.array([sum(table.get(b, 0.0) for b in space.blocks(a)) for a in found]),
-        np.array([measured_ms[network_subject(space, a)] for a in found]),
+        np.array(list(found.values())),
     )
 
 
@@ -343,30 +320,12 @@ def _priced_out(model: NetworkLatencyModel) -> NetworkLatencyModel:
     return replace(model, table_ms=tuple(rows))
 
 
-def _on_held_out(
-    space: SearchSpace, model: NetworkLatencyModel, unseen: _Networks
+def _block_sums(
+    space: SearchSpace, table: Mapping[BlockSpec, float], unseen: Mapping[Architecture, float]
 ) -> dict[str, Any]:
-    """Errors of the model, and of simpler ones, on networks that no fit has seen."""
-    if len(unseen.architectures) < 2:
-        return {"held_out": None, "block_sum": None, "block_sum_bias": None, "intervals": None}
-    predicted = np.array([model.predict_ms(a) for a in unseen.architectures])
-    of_sums = prediction_quality(unseen.sums_ms, unseen.measured_ms)
-    report: dict[str, Any] = {
-        "held_out": asdict(prediction_quality(predicted, unseen.measured_ms)),
-        "block_sum": asdict(of_sums),
-        "block_sum_bias": of_sums.bias,
-        "intervals": None,
-        "held_out_networks": [
-            {"architecture": space.format(a), "measured_ms": float(m), "predicted_ms": float(p)}
-            for a, m, p in zip(unseen.architectures, unseen.measured_ms, predicted, strict=True)
-        ],
-    }
-    if model.intervals is not None:
-        coverage = realised_coverage(predicted.tolist(), unseen.measured_ms.tolist())
-        widths = [(model.intervals.of(p)[1] - p) / p for p in predicted]
-        report["intervals"] = {
-            **asdict(model.intervals),
-            "coverage": coverage,
-            "mean_half_width": float(np.mean(widths)),
-        }
-    return report
+    """Errors of plain sums of blocks on the held-out networks, for the report."""
+    if len(unseen) < 2:  # a rank correlation needs as many
+        return {"block_sum": None, "block_sum_bias": None}
+    sums = np.array([sum(table.get(b, 0.0) for b in space.blocks(a)) for a in unseen])
+    quality = prediction_quality(sums, np.array(list(unseen.values())))
+    return {"block_sum": asdict(quality), "block_sum_bias": quality.bias}

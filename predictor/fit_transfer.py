@@ -1,7 +1,7 @@
 """A latency model of a target of which only whole networks were measured, from other targets."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from predictor.errors import UnusableMeasurementsError
 from predictor.evaluation import prediction_quality
-from predictor.intervals import conformal_intervals, realised_coverage
-from predictor.kits import calibration_architectures, held_out_architectures, network_subject
+from predictor.held_out import judged, measured_networks
+from predictor.kits import calibration_architectures, held_out_architectures
 from predictor.models.transfer import TransferRegressor
 from predictor.models.transfer_references import Measured, References
 from predictor.network import NetworkLatencyModel
@@ -22,7 +22,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEAST_NETWORKS = 10
-_LEAST_HELD_OUT = 9
 _REFERENCE_NETWORKS = 400
 _VERTICES = 1000
 _RIDGE = 1e-2
@@ -53,8 +52,8 @@ def fit_by_transfer(
     Raises:
         UnusableMeasurementsError: no reference, or too few calibration networks.
     """
-    known = _measured(space, calibration_architectures(space), measured_ms)
-    unseen = _measured(space, held_out_architectures(space), measured_ms)
+    known = measured_networks(space, calibration_architectures(space), measured_ms)
+    unseen = measured_networks(space, held_out_architectures(space), measured_ms)
     usable = {n: m for n, m in references.items() if m.space_digest == space.digest}
     if not usable or len(known) < LEAST_NETWORKS:
         raise UnusableMeasurementsError(
@@ -103,27 +102,17 @@ def fit_by_transfer(
         outside=everything if told.warning else (),
         measured_ms=(min(known.values()), max(known.values())),
     )
+    model, on_held_out = judged(space, model, unseen)
     report: dict[str, Any] = {
         "by_transfer": asdict(told),
         "n_blocks": 0,
-        "leave_one_out": _quality([left_out[a] for a in known], known.values()),
-        "held_out": None,
-        "intervals": None,
+        "leave_one_out": asdict(
+            prediction_quality(
+                np.array([left_out[a] for a in known]), np.array(list(known.values()))
+            )
+        ),
+        **on_held_out,
     }
-    if len(unseen) >= _LEAST_HELD_OUT:
-        predictions, truth = [model.predict_ms(a) for a in unseen], list(unseen.values())
-        intervals = conformal_intervals(predictions, truth)
-        model = replace(model, intervals=intervals)
-        report["held_out"] = _quality(predictions, truth)
-        report["held_out_networks"] = [
-            {"architecture": space.format(a), "measured_ms": ms, "predicted_ms": predicted_ms}
-            for (a, ms), predicted_ms in zip(unseen.items(), predictions, strict=True)
-        ]
-        report["intervals"] = {
-            **asdict(intervals),
-            "coverage": realised_coverage(predictions, truth),
-            "mean_half_width": float(np.mean([intervals.of(p)[1] / p - 1.0 for p in predictions])),
-        }
     return model, report
 
 
@@ -166,17 +155,6 @@ def _nearest_additive(
     )
 
 
-def _measured(
-    space: SearchSpace, architectures: Sequence[Architecture], measured_ms: Mapping[str, float]
-) -> dict[Architecture, float]:
-    subjects = {a: network_subject(space, a) for a in architectures}
-    return {a: measured_ms[s] for a, s in subjects.items() if s in measured_ms}
-
-
 def _described(space: SearchSpace, networks: Sequence[Architecture]) -> tuple[Ints, Floats]:
     features = [structural_features(space, space.graph(a)) for a in networks]
     return np.array([a.choices for a in networks]), np.array(features, float)
-
-
-def _quality(predicted_ms: Sequence[float], measured_ms: Iterable[float]) -> dict[str, Any]:
-    return asdict(prediction_quality(np.array(predicted_ms), np.array(list(measured_ms))))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from predictor.errors import ModelDocumentError
-from predictor.fit import quality_of
+from predictor.held_out import quality_of
 from predictor.network import NetworkLatencyModel
 from search_core.space.space import SearchSpace
 from service.latency_models.models import LatencyModel

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from predictor.acquisition import block_values, is_known_well
+from predictor.acquisition import is_known_well
 from predictor.block_table import measured_blocks
 from predictor.consensus import Consensus
 from predictor.errors import MissingMeasurementsError, PredictorError
@@ -15,7 +15,6 @@ from predictor.fit import fit_latency_model
 from predictor.fit_transfer import fit_by_transfer
 from predictor.kits import block_subject, canary_items, chains
 from predictor.network import NetworkLatencyModel
-from search_core.space.blocks import BlockSpec
 from search_core.space.presets import get_space
 from search_core.space.space import SearchSpace
 from service.agents.repository import agents_of
@@ -30,6 +29,7 @@ from service.latency_models.repository import (
     models_elsewhere,
 )
 from service.measurements.models import Kit, Measurement
+from service.measurements.priorities import block_priorities
 from service.measurements.readings import current, weigh
 from service.measurements.repository import (
     blocks_measured_elsewhere,
@@ -43,15 +43,11 @@ from service.measurements.repository import (
     supersede,
 )
 from service.predictions.files import ask_for_prices
-from service.searches.effort import measuring_seconds
 from service.searches.lifecycle import end, enter_phase, model_key
 from service.searches.repository import waiting_for
 
 _MOST_REFERENCES = 8
 """Other targets whose blocks teach a target; the fit's time grows with the cube of them."""
-
-_GUESS = 0.3
-"""Relative standard deviation of a block of which nothing is known."""
 
 
 def fit_kit(context: AttemptContext, kit_id: str) -> None:
@@ -92,7 +88,7 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
         return
     if measured.open_roles and not _is_enough(context, measured, model):
         with context.transaction() as (session, job):
-            prioritise(session, kit.target_id, _values(space, report, found.measured_ms))
+            prioritise(session, kit.target_id, block_priorities(space, report))
             jobs.finish(session, job, "succeeded")
         return
     report |= measured.report()
@@ -224,20 +220,3 @@ def _is_enough(context: AttemptContext, measured: _Measured, model: NetworkLaten
     networks = [ms for s, ms in measured.found.measured_ms.items() if s.startswith("network:")]
     asked = budgets or [median(networks)]
     return all(is_known_well(model, ms, kit.until_half_width) for ms in asked)
-
-
-def _values(
-    space: SearchSpace, report: Mapping[str, Any], measured_ms: Mapping[str, float]
-) -> dict[str, float]:
-    """What measuring each open block is worth, by subject."""
-    told = report.get("predicted_blocks", {})
-    known = measured_blocks(measured_ms)
-    sigma_ms: dict[BlockSpec, float] = {}
-    seconds: dict[BlockSpec, float] = {}
-    for block in space.distinct_blocks:
-        guess = told.get(str(block))
-        if block not in known:
-            sigma_ms[block] = guess["sigma_ms"] if guess else _GUESS * block.macs
-        ms = guess["ms"] if guess else 0.0
-        seconds[block] = sum(measuring_seconds("table", n * ms) for n in chains(block))
-    return block_values(space, None, sigma_ms, seconds)

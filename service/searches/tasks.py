@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from predictor.kits import network_subject, subject_weights
+from predictor.kits import network_subject
 from predictor.latency_term import LatencyTerm
 from predictor.network import NetworkLatencyModel
 from predictor.quantize import quantize
@@ -51,6 +51,7 @@ from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
 from service.latency_models.repository import active_model, get_model
 from service.measurements.models import Measurement
+from service.measurements.priorities import block_priorities
 from service.measurements.repository import cancel_tasks, prioritise
 from service.searches.lifecycle import end, enter_phase, start
 from service.searches.measuring import NotMeasurableError, Stopwatch
@@ -131,6 +132,7 @@ class _Attempt:
             start(session, search, row.id)
             self.latency_model_id = row.id
             self.model = NetworkLatencyModel.from_document(row.document)
+            self._model_report = row.report
             profile = get_target(session, search.target_id).profile
             self.precision, self.batch = str(profile["precision"]), int(profile["batch"])
         self.budget_ms = self.spec.latency_budget_ms
@@ -386,8 +388,8 @@ class _Attempt:
             }
             append_event(session, self._id, "metrics", data)
             if progress.probabilities is not None:
-                weights = subject_weights(self.space, progress.probabilities)
-                prioritise(session, search.target_id, weights)
+                worth = block_priorities(self.space, self._model_report, progress.probabilities)
+                prioritise(session, search.target_id, worth)
 
     def _resume(self, checkpoint_name: str) -> Checkpoint | None:
         path: Path = self._checkpoints / checkpoint_name

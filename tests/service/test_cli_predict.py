@@ -1,10 +1,7 @@
 """`tailor predict` and `tailor models` against a served API."""
 
-import json
 import random
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from predictor.models.kernel_prices import KernelPrices
 from predictor.network import NetworkLatencyModel, Pair
 from predictor.onnx_kernels import read_kernels
 from search_core.space.presets import get_space
-from service.cli.main import main
 from service.cli.models import Judged, parity
 from service.latency_models.repository import activate, add_model, get_model
 from service.predictions.repository import keep_prices
@@ -23,35 +19,6 @@ from service.predictions.repository import keep_prices
 MICRO = get_space("micro")
 FIRST = MICRO.format(MICRO.architecture([0] * 6))
 SECOND = MICRO.format(MICRO.architecture([1] * 6))
-
-
-@pytest.fixture
-def tailor(api, monkeypatch, capsys):
-    """Runs `tailor` with these words and gives its exit status, output and complaints."""
-    monkeypatch.setenv("TAILOR_URL", api.url)
-    monkeypatch.setenv("TAILOR_API_KEY", api.admin_key)
-
-    def run(*words: object) -> SimpleNamespace:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tailor", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        printed = capsys.readouterr()
-        return SimpleNamespace(status=exit_.value.code or 0, out=printed.out, err=printed.err)
-
-    return run
-
-
-@pytest.fixture
-def tailor_json(tailor):
-    """The document that `tailor ... --json` prints, and nothing else on standard output."""
-
-    def run(*words: object):
-        ran = tailor(*words, "--json")
-        assert ran.status == 0, ran.err
-        return json.loads(ran.out)
-
-    return run
 
 
 def made_up(**changes: object) -> NetworkLatencyModel:

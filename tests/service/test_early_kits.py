@@ -9,10 +9,12 @@ from predictor.kits import (
     block_items,
     block_subject,
     chains,
+    subject_weights,
 )
 from search_core.space.presets import get_space
 from service.jobs.models import Job
 from service.measurements.intake import FIT_JOB
+from service.measurements.priorities import block_priorities
 
 MICRO = get_space("micro")
 N_NETWORKS = N_CALIBRATION_NETWORKS + N_HELD_OUT_NETWORKS
@@ -150,3 +152,21 @@ def test_a_block_that_was_too_noisy_is_predicted_instead_of_failing_the_search(a
     model = active(api, device)
     assert list(model["report"]["predicted_blocks"]) == [str(noisy)]
     assert api.read(search)["phase"] == "waiting_for_worker"
+
+
+def test_a_search_orders_open_blocks_by_the_variance_it_would_see():
+    first, second = (layer for layer in MICRO.layers if layer.slot in (0, 1))
+    report = {
+        "predicted_blocks": {
+            str(block): {"ms": 0.01, "sigma_ms": sigma, "covered": True}
+            for block, sigma in ((first.blocks[0], 0.001), (second.blocks[0], 0.002))
+        }
+    }
+    rows = [[1 / 6] * 6 for _ in MICRO.slots]
+    rows[0], rows[1] = [0.9, *[0.02] * 5], [0.1, *[0.18] * 5]
+    worth = block_priorities(MICRO, report, rows)
+    ranked = sorted(worth, key=worth.__getitem__, reverse=True)
+    of_first = {block_subject(first.blocks[0], n) for n in chains(first.blocks[0])}
+    assert set(ranked[: len(of_first)]) == of_first  # (0.9 * 0.001)^2 > (0.1 * 0.002)^2
+    assert worth[block_subject(first.blocks[1], 1)] == 0.0  # measured: nothing to gain
+    assert block_priorities(MICRO, {}, rows) == subject_weights(MICRO, rows)
