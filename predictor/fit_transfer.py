@@ -62,21 +62,24 @@ def fit_by_transfer(
         )
     rng = random.Random(seed)
     drawn = [space.sample(rng) for _ in range(_VERTICES)]
-    sources = drawn[:_REFERENCE_NETWORKS]
-    choices, features = _described(space, sources)
-    encode = References().fit(
+    choices, features = _described(space, drawn)
+    sources = slice(0, _REFERENCE_NETWORKS)
+    devices = References().fit(
         {
-            name: Measured(choices, features, np.array([model.predict_ms(a) for a in sources]))
+            name: Measured(
+                choices[sources],
+                features[sources],
+                np.array([model.predict_ms(a) for a in drawn[sources]]),
+            )
             for name, model in usable.items()
         }
     )
+    vertices = devices.encode(choices, features)
 
     def fitted(networks: Mapping[Architecture, float]) -> tuple[NetworkLatencyModel, _Told]:
-        transfer = TransferRegressor(encode)
-        transfer.fit(
-            encode.encode(*_described(space, list(networks))), np.array(list(networks.values()))
-        )
-        predicted_ms = transfer.predict(encode.encode(*_described(space, drawn))).latency_ms
+        encoded = devices.encode(*_described(space, list(networks)))
+        transfer = TransferRegressor(devices).fit(encoded, np.array(list(networks.values())))
+        predicted_ms = transfer.predict(vertices).latency_ms
         model = _nearest_additive(drawn, predicted_ms, usable[transfer.nearest_])
         additive_ms = np.array([model.predict_ms(a) for a in drawn])
         told = _Told(
