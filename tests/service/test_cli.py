@@ -364,3 +364,22 @@ def test_a_target_may_be_measured_again(tailor_json, api):
     assert kit["status"] == "measured"
     kit = tailor_json("measure", device.target_id, "--again", "--no-wait")
     assert (kit["status"], kit["completed"]) == ("measuring", 0)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05)])
+def test_a_kit_stops_at_a_share_written_either_way(api, tailor_json, text, share):
+    device = api.enrol_new_target()
+    kit = tailor_json("measure", device.target_id, "--until", text, "--no-wait")
+    assert kit["until_half_width"] == share
+
+
+def test_a_share_that_is_none_says_how_to_write_one(api, tailor):
+    ran = tailor("measure", api.enrol_new_target().target_id, "--until", "soon")
+    assert ran.status == 2
+    assert "write 5% or 0.05" in " ".join(ran.err.replace("│", " ").split())
+
+
+def test_a_share_out_of_range_names_the_field(api, tailor):
+    ran = tailor("measure", api.enrol_new_target().target_id, "--until", "90%")
+    assert ran.status != 0
+    assert "until_half_width" in ran.err

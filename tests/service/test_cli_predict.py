@@ -290,3 +290,29 @@ def test_a_prediction_too_high_lies_above_the_diagonal():
     lines = parity([Judged(2.0, 1.0), Judged(1.0, 1.0)])
     picture = [line.split("┤")[1] for line in lines if "┤" in line]
     assert picture[0][0] == picture[-1][0] == "●"
+
+
+def test_from_whom_a_target_was_learnt_and_what_it_spared_is_shown(tailor, model_of):
+    transfer = {
+        "references": ["tgt_a", "tgt_b"],
+        "nearest": "tgt_b",
+        "rank_correlation": 0.62,
+        "weights": {"transfer": 0.4, "analytic": 0.6, "additive": 0.0},
+        "warning": "no similar device is registered",
+        "additive_mape": 0.004,
+    }
+    report = {
+        "leave_one_out": QUALITY,
+        "by_transfer": transfer,
+        "spared": ["block:a:x1", "block:a:x4"],
+        "predicted_blocks": {"a": {}},
+        "n_blocks": 39,
+        "next_networks": [{"architecture": SECOND}],
+    }
+    lines = tailor("models", "show", model_of(report)).out
+    told = " ".join(lines.split())
+    assert "learnt from 2 other targets; tgt_b is nearest, rank correlation 0.62" in told
+    assert "no similar device is registered" in told
+    assert "spared 2 files that were not needed" in told
+    assert "blocks predicted 1 of 39" in told
+    assert f"would tell most {SECOND}" in told
