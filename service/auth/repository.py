@@ -12,12 +12,19 @@ from service.db.database import take_turns
 from service.errors import NotFoundError
 
 
-def create_key(session: Session, name: str, scope: str) -> tuple[ApiKey, str]:
-    """A new key and its secret, which nobody can read again."""
+def create_key(
+    session: Session, name: str, scope: str, account: str | None = None
+) -> tuple[ApiKey, str]:
+    """A new key and its secret, which nobody can read again.
+
+    Args:
+        account: whose key it is; its name makes an account of its own.
+    """
     token = new_token("tlr")
     key = ApiKey(
         id=new_id("key"),
         name=name,
+        account=account or name,
         scope=scope,
         token_hash=token_hash(token),
         created_at=utc_now(),

@@ -15,8 +15,9 @@ from service.measurements.models import (
     UploadedBatch,
 )
 from service.predictions.models import KernelPricesRow
-from service.searches.models import Search, SearchArtifact, SearchEvent
+from service.searches.models import Search, SearchArtifact, SearchEvent, SearchTarget
 from service.targets.models import Target
+from service.workers.models import WorkerRow
 
 __all__ = [
     "Agent",
@@ -37,7 +38,9 @@ __all__ = [
     "Search",
     "SearchArtifact",
     "SearchEvent",
+    "SearchTarget",
     "SigningKey",
     "Target",
     "UploadedBatch",
+    "WorkerRow",
 ]

@@ -1,6 +1,7 @@
 """Jobs and their attempts as rows."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ForeignKey, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -14,6 +15,12 @@ class Job(Base):
     A job is claimable when it is queued, not blocked, and `available_at` has passed. `fence`
     grows with every claim; whoever writes on behalf of an attempt proves that it holds the
     newest one.
+
+    Attributes:
+        owner: whose share of the workers it uses; empty for the service's own work.
+        needs: canonical JSON of what a worker must have for it (`service.jobs.needs`).
+        stop_requested_at: when its attempt was asked to stop; it is killed some time later.
+        queue_deadline: after which it is not worth beginning.
     """
 
     __tablename__ = "jobs"
@@ -28,8 +35,12 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int]
     fence: Mapped[int] = mapped_column(default=0)
-    worker: Mapped[str | None] = mapped_column(Text)
+    owner: Mapped[str] = mapped_column(Text, default="")
+    needs: Mapped[str] = mapped_column(Text, default="{}")
+    worker: Mapped[str | None] = mapped_column(Text, index=True)
     lease_expires_at: Mapped[datetime | None]
+    stop_requested_at: Mapped[datetime | None]
+    queue_deadline: Mapped[datetime | None]
     available_at: Mapped[datetime]
     created_at: Mapped[datetime]
     failure: Mapped[str | None] = mapped_column(Text)
@@ -46,3 +57,4 @@ class JobAttempt(Base):
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(Text)  # succeeded, worker_lost, crashed, ...
+    resources: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what it was given

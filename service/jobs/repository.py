@@ -34,8 +34,11 @@ def enqueue(
     subject_id: str,
     *,
     max_attempts: int,
+    owner: str = "",
+    needs: str = "{}",
     blocked_on: str | None = None,
     priority: int = 0,
+    queue_deadline: datetime | None = None,
 ) -> Job:
     """Add a job in the caller's transaction, so that it exists exactly when its cause does."""
     now = utc_now()
@@ -45,6 +48,9 @@ def enqueue(
         subject_id=subject_id,
         status="queued",
         priority=priority,
+        owner=owner,
+        needs=needs,
+        queue_deadline=queue_deadline,
         blocked_on=blocked_on,
         attempt=0,
         max_attempts=max_attempts,
@@ -121,8 +127,9 @@ def held(session: Session, job_id: str, fence: int) -> Job:
 
 
 def finish(session: Session, job: Job, status: str, failure: str | None = None) -> None:
-    """End a job for good; `status` is succeeded, failed or cancelled."""
+    """End a running job; `status` is succeeded, failed, cancelled or, for a while, paused."""
     job.status = status
+    job.stop_requested_at = None
     job.failure = failure
     job.lease_expires_at = None
     _end_attempt(session, job, status)
@@ -135,6 +142,7 @@ def retry_or_fail(session: Session, job: Job, outcome: str, *, delay_seconds: fl
     """
     _end_attempt(session, job, outcome)
     job.lease_expires_at = None
+    job.stop_requested_at = None
     if outcome == "handed_back":
         job.max_attempts += 1
     if job.attempt >= job.max_attempts:
@@ -163,11 +171,46 @@ def release(session: Session, blocked_on: str) -> None:
 def cancel_queued(session: Session, subject_id: str) -> bool:
     """Cancel the job of a subject if no attempt is running; True when there was one."""
     job = session.scalars(
-        select(Job).where(Job.subject_id == subject_id, Job.status == "queued").with_for_update()
+        select(Job)
+        .where(Job.subject_id == subject_id, Job.status.in_(("queued", "paused")))
+        .with_for_update()
     ).first()
     if job is not None:
         job.status = "cancelled"
     return job is not None
+
+
+def ask_to_stop(session: Session, subject_id: str) -> bool:
+    """Ask the running attempt of a subject to stop; False when none runs.
+
+    It is asked once: a worker that sees no end of it within the stated grace kills it.
+    """
+    job = session.scalars(
+        select(Job).where(Job.subject_id == subject_id, Job.status == "running").with_for_update()
+    ).first()
+    if job is not None and job.stop_requested_at is None:
+        job.stop_requested_at = utc_now()
+    return job is not None
+
+
+def park_queued(session: Session, subject_id: str) -> bool:
+    """Take a waiting job out of the queue until `unpark`; False when none waits."""
+    return _move(session, subject_id, "queued", "paused")
+
+
+def unpark(session: Session, subject_id: str) -> bool:
+    """Put a parked job back into the queue, to be had at once; False when there is none."""
+    return _move(session, subject_id, "paused", "queued")
+
+
+def _move(session: Session, subject_id: str, before: str, after: str) -> bool:
+    job = session.scalars(
+        select(Job).where(Job.subject_id == subject_id, Job.status == before).with_for_update()
+    ).first()
+    if job is None:
+        return False
+    job.status, job.available_at = after, utc_now()
+    return True
 
 
 def position(session: Session, job: Job) -> int:

@@ -12,6 +12,7 @@ from search_core.space.presets import get_space, space_names
 from search_core.space.space import SearchSpace
 from service.agents.repository import n_online
 from service.artifacts import ArtifactStore
+from service.auth.models import ApiKey
 from service.db.base import new_id, utc_now
 from service.db.database import Database, take_turns
 from service.errors import BudgetUnreachableError, ConflictError, InvalidRequestError
@@ -107,7 +108,7 @@ def build_kit_files(database: Database, artifacts: ArtifactStore, spec: SearchCr
 def create(
     session: Session,
     settings: Settings,
-    owner_key_id: str,
+    key: ApiKey,
     spec: SearchCreate,
     idempotency_key: str | None,
 ) -> Search:
@@ -122,8 +123,8 @@ def create(
         ConflictError: the idempotency key was used for another spec.
     """
     if idempotency_key is not None:
-        take_turns(session, f"idempotency:{owner_key_id}:{idempotency_key}")
-        earlier = find_by_idempotency_key(session, owner_key_id, idempotency_key)
+        take_turns(session, f"idempotency:{key.account}:{idempotency_key}")
+        earlier = find_by_idempotency_key(session, key.account, idempotency_key)
         if earlier is not None:
             if earlier.spec != spec.model_dump():
                 raise ConflictError(
@@ -147,7 +148,8 @@ def create(
     now = utc_now()
     search = Search(
         id=new_id("srch"),
-        owner_key_id=owner_key_id,
+        owner_key_id=key.id,
+        owner=key.account,
         idempotency_key=idempotency_key,
         target_id=spec.target,
         spec=spec.model_dump(),
@@ -170,6 +172,7 @@ def create(
         session,
         SEARCH_JOB,
         search.id,
+        owner=key.account,
         max_attempts=settings.max_attempts,
         blocked_on=None if measured else model_key(spec.target, space.digest),
     )

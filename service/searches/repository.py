@@ -25,10 +25,10 @@ def get_search(session: Session, search_id: str, *, lock: bool = False) -> Searc
     return search
 
 
-def find_by_idempotency_key(session: Session, owner_key_id: str, key: str) -> Search | None:
+def find_by_idempotency_key(session: Session, owner: str, key: str) -> Search | None:
     """The search an owner created with this key."""
     return session.scalars(
-        select(Search).where(Search.owner_key_id == owner_key_id, Search.idempotency_key == key)
+        select(Search).where(Search.owner == owner, Search.idempotency_key == key)
     ).first()
 
 

@@ -77,7 +77,7 @@ def create(
         response.status_code = status.HTTP_200_OK
         return lifecycle.preflight(session, body, settings)
     lifecycle.build_kit_files(database, artifacts, body)
-    search = lifecycle.create(session, settings, user.id, body, idempotency_key)
+    search = lifecycle.create(session, settings, user, body, idempotency_key)
     session.flush()
     response.headers["Location"] = f"/v1/searches/{search.id}"
     return _read(session, search, settings)

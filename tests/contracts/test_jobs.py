@@ -71,6 +71,7 @@ def search(database) -> str:
         row = Search(
             id=new_id("srch"),
             owner_key_id=owner.id,
+            owner=owner.account,
             target_id=target.id,
             spec={},
             status="queued",

@@ -8,7 +8,6 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from service.auth.models import ApiKey
-from service.auth.repository import create_key
 from service.db.base import utc_now
 from service.db.migrate import alembic_config, changing_schema, migrate
 from service.db.models import Agent, Base, KitItem, LatencyModel, Machine, Measurement, Target
@@ -65,11 +64,11 @@ def test_downgrading_removes_every_table_and_upgrading_brings_them_back(empty_da
 def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_of_machines(empty_database):
     upgrade(empty_database, "0001")
     with empty_database.transaction() as session:
-        key, _ = create_key(session, "from before", "admin")
+        session.execute(text(MEASURED_BEFORE.split(";")[0]), {"now": "2026-11-01 12:00:00+00:00"})
     migrate(empty_database)
     assert differences(empty_database) == []
     with empty_database.reading() as session:
-        assert [row.id for row in session.scalars(select(ApiKey))] == [key.id]
+        assert [(row.id, row.account) for row in session.scalars(select(ApiKey))] == [("k", "k")]
         assert session.scalars(select(Machine)).all() == []
 
 

@@ -1,0 +1,1 @@
+"""Workers: what they offer, and who is there."""
