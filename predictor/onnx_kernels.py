@@ -23,6 +23,9 @@ from predictor.errors import BadModelFileError
 MAX_BYTES = 256 * 2**20
 MAX_NODES = 20_000
 
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"}
+"""Of operators that ONNX Runtime's CPU provider computes itself; none calls other software."""
+
 Kind = Literal[
     "stem", "pointwise", "depthwise", "conv", "matmul", "pool", "elementwise", "move", "other"
 ]
@@ -156,8 +159,8 @@ def read_kernels(content: bytes) -> KernelGraph:
             inputs is open, it is taken for the batch and set to 1.
 
     Raises:
-        BadModelFileError: too large, damaged, keeps data elsewhere, leaves shapes open, or
-            ONNX Runtime refuses it.
+        BadModelFileError: too large, damaged, keeps data elsewhere, leaves shapes open, has
+            operators of others, or ONNX Runtime refuses it.
     """
     model = _checked(content)
     _fix_batch(model)
@@ -181,6 +184,13 @@ def _checked(content: bytes) -> onnx.ModelProto:
     n = sum(1 for _ in _nodes(model))
     if not 0 < n <= MAX_NODES:
         raise BadModelFileError(f"the graph has {n} nodes; 1 to {MAX_NODES} are read")
+    domains = _DOMAINS | {function.domain for function in model.functions}
+    for node in _nodes(model):
+        if node.domain not in domains:
+            raise BadModelFileError(
+                f"operator {node.domain}.{node.op_type} is none that is known here; "
+                "ONNX's own and com.microsoft's are read"
+            )
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise BadModelFileError(

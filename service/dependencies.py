@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.agents.signing import Signer
 from service.artifacts import ArtifactStore
+from service.audit.record import record
 from service.db.database import Database
 from service.schemas import Text
 from service.settings import Settings
@@ -44,9 +45,12 @@ def _read_session(database: Annotated[Database, Depends(_database)]) -> Iterator
         yield session
 
 
-def _write_session(database: Annotated[Database, Depends(_database)]) -> Iterator[Session]:
+def _write_session(
+    request: Request, database: Annotated[Database, Depends(_database)]
+) -> Iterator[Session]:
     with database.transaction() as session:
         yield session
+        record(session, request)
 
 
 Cursor = Annotated[Text | None, Query(max_length=80, description="Where the page starts.")]

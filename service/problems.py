@@ -1,5 +1,6 @@
 """Every error as a problem document (RFC 9457), whatever raised it."""
 
+import errno
 import json
 import traceback
 from collections.abc import Mapping
@@ -8,13 +9,19 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from search_core.errors import SearchCoreError
-from service.errors import FieldProblem, TailorError, from_layers_below
+from service.db.database import STORE_ERRORS
+from service.errors import FieldProblem, StoreUnavailableError, TailorError, from_layers_below
+from service.middleware import SECURITY_HEADERS
+from service.redaction import redact
 from service.telemetry import logger
 
 _log = logger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RETRY_SECONDS = 2
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 # a body may hold 100,000 mistakes, and a field's name be as long as the body
 _MOST_FIELDS = 100
@@ -27,6 +34,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(TailorError)
     async def tailor_error(request: Request, error: TailorError) -> JSONResponse:
+        again = error.extra.get("retry_after_seconds")
         return problem(
             request,
             error.status,
@@ -34,8 +42,28 @@ def install_error_handlers(app: FastAPI) -> None:
             error.title,
             error.detail,
             error.fields,
+            headers={} if again is None else {"Retry-After": str(again)},
             **error.extra,
         )
+
+    async def store_error(request: Request, error: Exception) -> JSONResponse:
+        _log.error("the store does not answer", error=str(error))
+        what = "does not answer"
+        if isinstance(error, OSError):
+            if error.errno not in _FULL:
+                return await unexpected(request, error)
+            what = "has no room left"
+        return await tailor_error(
+            request,
+            StoreUnavailableError(
+                f"the store {what}; send the same request again, with its Idempotency-Key if it "
+                "makes something",
+                retry_after_seconds=_RETRY_SECONDS,
+            ),
+        )
+
+    for kind in (*STORE_ERRORS, PoolTimeoutError, OSError):
+        app.add_exception_handler(kind, store_error)
 
     @app.exception_handler(SearchCoreError)
     async def layer_error(request: Request, error: SearchCoreError) -> JSONResponse:
@@ -102,14 +130,18 @@ def problem(
         "title": title,
         "status": status,
         "code": code,
-        "detail": detail,
+        "detail": redact(detail),
         "request_id": request_id,
         **extra,
     }
     if fields:
-        document["errors"] = [{"field": f.field, "message": f.message} for f in fields]
-    # a 500 is answered outside our middleware, so the header is set here too
-    given = {**(headers or {}), **({"X-Request-Id": request_id} if request_id else {})}
+        document["errors"] = [
+            {"field": redact(f.field), "message": redact(f.message)} for f in fields
+        ]
+    # a 500 is answered outside our middleware, so its headers are set here too
+    given = {**SECURITY_HEADERS, **(headers or {})}
+    if request_id:
+        given["X-Request-Id"] = request_id
     return _ProblemResponse(document, status, headers=given)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import structlog
 
+from service.redaction import redact
+
 
 def configure_logging(level: str) -> None:
     """Send every log line, ours and the libraries', to standard error as JSON."""
@@ -28,6 +30,7 @@ def configure_logging(level: str) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),
+                _redacted,
             ],
         )
     )
@@ -35,6 +38,11 @@ def configure_logging(level: str) -> None:
     root.handlers = [handler]
     root.setLevel(level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _redacted(_logger: Any, _method: str, line: Any) -> str:
+    """The last step, so that no member of the line is forgotten, tracebacks included."""
+    return redact(line)
 
 
 def logger(name: str) -> Any:

@@ -6,6 +6,11 @@ from sqlalchemy.dialects import postgresql
 
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 _TIME = sa.DateTime(timezone=True)
+_IN_QUEUE = sa.text("status = 'queued' AND blocked_on IS NULL")
+_INDEXES = (
+    ("ix_jobs_queue", ["owner", "priority", "created_at", "id"]),
+    ("ix_jobs_queue_needs", ["needs"]),
+)
 
 revision = "0007"
 down_revision = "0006"
@@ -20,6 +25,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("needs", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("stop_requested_at", _TIME, nullable=True))
     op.add_column("jobs", sa.Column("queue_deadline", _TIME, nullable=True))
+    op.add_column("jobs", sa.Column("claimed_at", _TIME, nullable=True))
     op.add_column("job_attempts", sa.Column("resources", _JSON, nullable=True))
     # backfill
     op.execute(
@@ -32,6 +38,10 @@ def upgrade() -> None:
         batch.alter_column("owner", existing_type=sa.Text(), nullable=False)
         batch.alter_column("needs", existing_type=sa.Text(), nullable=False)
         batch.create_index(op.f("ix_jobs_worker"), ["worker"])
+        batch.create_index(op.f("ix_jobs_claimed_at"), ["claimed_at"])
+        batch.create_index(op.f("ix_jobs_queue_deadline"), ["queue_deadline"])
+    for name, columns in _INDEXES:
+        op.create_index(name, "jobs", columns, postgresql_where=_IN_QUEUE, sqlite_where=_IN_QUEUE)
     with op.batch_alter_table("job_attempts", schema=None) as batch:
         batch.alter_column("resources", existing_type=_JSON, nullable=False)
     op.create_table(
@@ -44,6 +54,7 @@ def upgrade() -> None:
         sa.Column("resources", _JSON, nullable=False),
         sa.Column("labels", _JSON, nullable=False),
         sa.Column("draining", sa.Boolean(), nullable=False),
+        sa.Column("hand_back", sa.Boolean(), nullable=False),
         sa.Column("started_at", _TIME, nullable=False),
         sa.Column("seen_at", _TIME, nullable=False),
         sa.Column("stopped_at", _TIME, nullable=True),
@@ -56,7 +67,11 @@ def downgrade() -> None:
     op.drop_table("workers")
     with op.batch_alter_table("job_attempts", schema=None) as batch:
         batch.drop_column("resources")
+    for name, _ in _INDEXES:
+        op.drop_index(name, "jobs")
     with op.batch_alter_table("jobs", schema=None) as batch:
+        batch.drop_index(op.f("ix_jobs_queue_deadline"))
+        batch.drop_index(op.f("ix_jobs_claimed_at"))
         batch.drop_index(op.f("ix_jobs_worker"))
-        for name in ("queue_deadline", "stop_requested_at", "needs", "owner"):
+        for name in ("claimed_at", "queue_deadline", "stop_requested_at", "needs", "owner"):
             batch.drop_column(name)

@@ -172,11 +172,21 @@ def test_a_large_file_is_refused_before_it_is_parsed(monkeypatch):
         read_kernels(b"0123456789")
 
 
+def of_domain(domain: str):
+    model = graph_of(helper.make_node("Nothing", ["in"], ["out"], domain=domain))
+    model.opset_import.append(helper.make_opsetid(domain, 1))
+    return model
+
+
 def test_what_the_runtime_cannot_run_is_refused():
-    model = graph_of(helper.make_node("Nothing", ["in"], ["out"], domain="of.nobody"))
-    model.opset_import.append(helper.make_opsetid("of.nobody", 1))
     with pytest.raises(BadModelFileError, match="ONNX Runtime refused"):
-        kernels_of(model)
+        kernels_of(of_domain("com.microsoft"))
+
+
+def test_an_operator_of_others_is_refused_before_the_runtime_sees_it(monkeypatch):
+    monkeypatch.setattr(onnx_kernels, "_optimised", lambda _: pytest.fail("the runtime saw it"))
+    with pytest.raises(BadModelFileError, match=r"operator org\.pytorch\.aten\.Nothing is none"):
+        kernels_of(of_domain("org.pytorch.aten"))
 
 
 def external(name):
