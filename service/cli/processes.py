@@ -1,12 +1,12 @@
-"""`tailor api` and `tailor worker`: the processes of an installation."""
+"""`tailor api`: the API's process."""
 
 import gc
-import signal
 import socket
 from typing import Annotated
 
 import typer
 
+from service.cli.connection import complaining
 from service.settings import Settings
 
 
@@ -18,10 +18,15 @@ def api(
     import uvicorn
 
     from service.app import create_app
+    from service.db.database import Database
+    from service.db.migrate import prepare
+    from service.server import Server
     from service.telemetry import configure_logging
 
     settings = Settings()
     configure_logging(settings.log_level)
+    with complaining():
+        prepare(Database(settings.resolved_database_url), may_migrate=settings.migrate)
     listener = listen(host or settings.host, settings.port if port is None else port)
     address, bound_port = listener.getsockname()[:2]
     print(f"TAILOR_URL=http://{address}:{bound_port}", flush=True)  # noqa: T201
@@ -34,7 +39,7 @@ def api(
     )
     gc.collect()
     gc.freeze()  # what start-up made stays: each batch's dicts would have all of it searched
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,20 +49,3 @@ def listen(host: str, port: int) -> socket.socket:
     # one that does not; without it every answer waits 40 ms for an acknowledgement
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def worker() -> None:
-    """Run searches and fits until stopped; SIGTERM hands back what is running."""
-    from service.db.database import Database
-    from service.jobs.launchers.subprocess import SubprocessLauncher
-    from service.telemetry import configure_logging
-    from service.worker import Worker
-
-    settings = Settings()
-    configure_logging(settings.log_level)
-    process = Worker(
-        settings, Database(settings.resolved_database_url), SubprocessLauncher(settings)
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: process.stop())
-    process.run()

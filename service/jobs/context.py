@@ -5,12 +5,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from service.artifacts import ArtifactStore
-from service.db.database import Database
+from service.db.database import STORE_ERRORS, Database
 from service.jobs.models import Job
 from service.jobs.repository import held
 from service.settings import Settings
@@ -40,11 +41,23 @@ class AttemptContext:
     def transaction(self) -> Iterator[tuple[Session, Job]]:
         """A transaction that begins by locking the job and checking the fence.
 
+        It waits for a store that restarts, for as long as a lease lasts.
+
         Raises:
             LeaseLostError: another attempt may be running.
         """
-        with self.database.transaction() as session:
-            yield session, held(session, self._job_id, self._fence)
+        for attempt in Retrying(
+            retry=retry_if_exception_type(STORE_ERRORS),
+            stop=stop_after_delay(self.settings.job_lease_seconds),
+            wait=wait_random_exponential(0.1, 2.0),
+            reraise=True,
+        ):
+            with attempt, ExitStack() as opening:
+                session = opening.enter_context(self.database.transaction())
+                job = held(session, self._job_id, self._fence)
+                opened = opening.pop_all()
+        with opened:
+            yield session, job
 
     def listen(self) -> None:
         """Hand the job back on SIGTERM, or when the worker that started us is gone."""
@@ -71,7 +84,8 @@ class AttemptContext:
             if now < self._next_cancel_check:
                 return False
             self._next_cancel_check = now + _CANCEL_CHECK_SECONDS
-            with self.database.reading() as session:
+            with suppress(*STORE_ERRORS), self.database.reading() as session:
                 return is_cancelled(session)
+            return False  # the store restarts; the worker sees to it that somebody asks again
 
         return should_stop

@@ -3,10 +3,12 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Text
+from sqlalchemy import ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.base import Base, Id
+
+_IN_QUEUE = text("status = 'queued' AND blocked_on IS NULL")
 
 
 class Job(Base):
@@ -17,20 +19,40 @@ class Job(Base):
     newest one.
 
     Attributes:
+        status: queued, running, paused, succeeded, failed or cancelled.
+        priority: larger first.
         owner: whose share of the workers it uses; empty for the service's own work.
         needs: canonical JSON of what a worker must have for it (`service.jobs.needs`).
         stop_requested_at: when its attempt was asked to stop; it is killed some time later.
         queue_deadline: after which it is not worth beginning.
+        worker: the id of the worker that claimed it last, at `claimed_at`.
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "status", "priority", "created_at"),)
+    __table_args__ = (
+        Index(None, "status", "priority", "created_at"),
+        Index(  # the queue itself, which stays small however many jobs have ended
+            "ix_jobs_queue",
+            "owner",
+            "priority",
+            "created_at",
+            "id",
+            postgresql_where=_IN_QUEUE,
+            sqlite_where=_IN_QUEUE,
+        ),
+        Index(
+            "ix_jobs_queue_needs",
+            "needs",
+            postgresql_where=_IN_QUEUE,
+            sqlite_where=_IN_QUEUE,
+        ),
+    )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     kind: Mapped[str] = mapped_column(Text)
     subject_id: Mapped[str] = mapped_column(Id, index=True)
-    status: Mapped[str] = mapped_column(Text)  # queued, running, succeeded, failed, cancelled
-    priority: Mapped[int] = mapped_column(default=0)  # larger first
+    status: Mapped[str] = mapped_column(Text)
+    priority: Mapped[int] = mapped_column(default=0)
     blocked_on: Mapped[str | None] = mapped_column(Text, index=True)
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int]
@@ -38,9 +60,10 @@ class Job(Base):
     owner: Mapped[str] = mapped_column(Text, default="")
     needs: Mapped[str] = mapped_column(Text, default="{}")
     worker: Mapped[str | None] = mapped_column(Text, index=True)
+    claimed_at: Mapped[datetime | None] = mapped_column(index=True)
     lease_expires_at: Mapped[datetime | None]
     stop_requested_at: Mapped[datetime | None]
-    queue_deadline: Mapped[datetime | None]
+    queue_deadline: Mapped[datetime | None] = mapped_column(index=True)
     available_at: Mapped[datetime]
     created_at: Mapped[datetime]
     failure: Mapped[str | None] = mapped_column(Text)
@@ -56,5 +79,5 @@ class JobAttempt(Base):
     worker: Mapped[str] = mapped_column(Text)
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    outcome: Mapped[str | None] = mapped_column(Text)  # succeeded, worker_lost, crashed, ...
+    outcome: Mapped[str | None] = mapped_column(Text)  # a status, or an `Outcome`
     resources: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what it was given

@@ -1,15 +1,40 @@
 """Every statement on jobs: enqueue, claim, renew, reap, finish."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any, Literal, TypeVar, cast
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    CursorResult,
+    Select,
+    Subquery,
+    case,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
-from service.db.base import new_id, utc_now
+from service.db.base import new_id
+from service.db.database import store_time
 from service.errors import LeaseLostError
 from service.jobs.models import Job, JobAttempt
+from service.jobs.needs import Allotment, Needs
+
+Outcome = Literal["handed_back", "crashed", "killed", "out_of_memory", "worker_lost"]
+"""How an attempt ended that did not settle its job itself.
+
+It was killed when it did not stop in time, whoever asked it to.
+"""
+
+Selected = TypeVar("Selected")
+_SERVED_LATELY = timedelta(days=1)
+_BY_AGE = (Job.priority.desc(), Job.created_at, Job.id)
 
 
 @dataclass(frozen=True)
@@ -19,6 +44,7 @@ class Claim:
     Attributes:
         fence: proves that this claim is the newest one.
         attempt: 1 for the first.
+        given: what of the worker the attempt may use.
     """
 
     job_id: str
@@ -26,6 +52,19 @@ class Claim:
     subject_id: str
     fence: int
     attempt: int
+    given: Allotment = field(default_factory=Allotment)
+
+
+def _in_queue(job: type[Job]) -> tuple[ColumnElement[bool], ...]:
+    """As the partial indexes have it: a parameter would hide from the planner that they serve."""
+    return job.status == literal_column("'queued'"), job.blocked_on.is_(None)
+
+
+_IN_QUEUE = _in_queue(Job)
+
+
+def _anything(_: Needs) -> Allotment:
+    return Allotment()
 
 
 def enqueue(
@@ -41,7 +80,7 @@ def enqueue(
     queue_deadline: datetime | None = None,
 ) -> Job:
     """Add a job in the caller's transaction, so that it exists exactly when its cause does."""
-    now = utc_now()
+    now = store_time(session)
     job = Job(
         id=new_id("job"),
         kind=kind,
@@ -70,41 +109,77 @@ def is_waiting(session: Session, kind: str, subject_id: str) -> bool:
     return session.scalars(found.limit(1)).first() is not None
 
 
-def claim(session: Session, worker: str, lease_seconds: float) -> Claim | None:
-    """Take the most urgent claimable job, or None when there is none.
+def claim(
+    session: Session,
+    worker: str,
+    lease_seconds: float,
+    allot: Callable[[Needs], Allotment | None] = _anything,
+) -> Claim | None:
+    """Take the claimable job whose turn it is, or None when there is none.
 
-    Two workers never take the same one: PostgreSQL skips rows another transaction has
-    locked, SQLite runs one writing transaction at a time.
+    The most urgent jobs go first, among these the service's own, then those of the owner who
+    has the fewest attempts running or, of several, was served longest ago. Two workers never
+    take the same one: PostgreSQL skips rows another transaction has locked, SQLite runs one
+    writing transaction at a time.
+
+    Args:
+        allot: what the worker can give to a job of these needs now; None: not enough.
     """
-    now = utc_now()
-    job = session.scalars(
-        select(Job)
-        .where(Job.status == "queued", Job.blocked_on.is_(None), Job.available_at <= now)
-        .order_by(Job.priority.desc(), Job.created_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    ).first()
-    if job is None:
-        return None
+    now = store_time(session)
+    waiting = session.scalars(select(_distinct_in_queue(Job.needs)))
+    given = {text: allot(Needs.parse(text)) for text in waiting if text is not None}
+    served = [text for text, allotment in given.items() if allotment is not None]
+    for owner in _owners_in_turn(session, served, now) if served else ():
+        job = session.scalars(
+            _head(select(Job), owner, served, now).with_for_update(skip_locked=True, of=Job)
+        ).first()
+        if job is not None:
+            allotment = given[job.needs]
+            assert allotment is not None
+            return _claimed(session, job, worker, now, lease_seconds, allotment)
+    return None
+
+
+def _claimed(
+    session: Session,
+    job: Job,
+    worker: str,
+    now: datetime,
+    lease_seconds: float,
+    allotment: Allotment,
+) -> Claim:
     job.status = "running"
-    job.worker = worker
+    job.worker, job.claimed_at = worker, now
     job.attempt += 1
     job.fence += 1
     job.lease_expires_at = now + timedelta(seconds=lease_seconds)
-    session.add(JobAttempt(job_id=job.id, number=job.attempt, worker=worker, started_at=now))
+    session.add(
+        JobAttempt(
+            job_id=job.id,
+            number=job.attempt,
+            worker=worker,
+            started_at=now,
+            resources=allotment.to_document(),
+        )
+    )
     session.flush()
-    return Claim(job.id, job.kind, job.subject_id, job.fence, job.attempt)
+    return Claim(job.id, job.kind, job.subject_id, job.fence, job.attempt, allotment)
 
 
-def renew(session: Session, claim: Claim, lease_seconds: float) -> None:
-    """Extend the lease.
+def renew(session: Session, claim: Claim, lease_seconds: float) -> bool:
+    """Extend the lease; False when the attempt is just writing, and the lease waits for it.
 
     Raises:
         LeaseLostError: the job was reaped, finished or claimed anew.
     """
-    held(session, claim.job_id, claim.fence).lease_expires_at = utc_now() + timedelta(
-        seconds=lease_seconds
-    )
+    held_by_us = (Job.id == claim.job_id, Job.fence == claim.fence, Job.status == "running")
+    job = session.scalars(select(Job).where(*held_by_us).with_for_update(skip_locked=True)).first()
+    if job is None:
+        if session.scalars(select(Job.id).where(*held_by_us)).first() is None:
+            raise _lost(claim.job_id, claim.fence)
+        return False
+    job.lease_expires_at = store_time(session) + timedelta(seconds=lease_seconds)
+    return True
 
 
 def held(session: Session, job_id: str, fence: int) -> Job:
@@ -122,8 +197,12 @@ def held(session: Session, job_id: str, fence: int) -> Job:
         .with_for_update()
     ).first()
     if job is None:
-        raise LeaseLostError(f"job {job_id} is not held by fence {fence} any more")
+        raise _lost(job_id, fence)
     return job
+
+
+def _lost(job_id: str, fence: int) -> LeaseLostError:
+    return LeaseLostError(f"job {job_id} is not held by fence {fence} any more")
 
 
 def finish(session: Session, job: Job, status: str, failure: str | None = None) -> None:
@@ -135,32 +214,92 @@ def finish(session: Session, job: Job, status: str, failure: str | None = None) 
     _end_attempt(session, job, status)
 
 
-def retry_or_fail(session: Session, job: Job, outcome: str, *, delay_seconds: float = 0.0) -> bool:
+def retry_or_fail(
+    session: Session,
+    job: Job,
+    outcome: Outcome,
+    *,
+    delay_seconds: float = 0.0,
+    text: str | None = None,
+) -> bool:
     """Queue a job again after its attempt ended early; True when it has attempts left.
 
-    An attempt that was handed back did nothing wrong and does not count.
+    An attempt that was handed back, or killed because it was asked to stop, did nothing wrong
+    and does not count. One that ran out of memory would do so again.
+
+    Args:
+        text: how it ended, for people.
     """
     _end_attempt(session, job, outcome)
     job.lease_expires_at = None
     job.stop_requested_at = None
-    if outcome == "handed_back":
+    if outcome in ("handed_back", "killed"):
         job.max_attempts += 1
-    if job.attempt >= job.max_attempts:
+    if job.attempt >= job.max_attempts or outcome == "out_of_memory":
         job.status = "failed"
-        job.failure = f"{outcome}, {job.attempt} attempts"
+        job.failure = text or f"{outcome}, {job.attempt} attempts"
         return False
     job.status = "queued"
-    job.available_at = utc_now() + timedelta(seconds=delay_seconds)
+    job.available_at = store_time(session) + timedelta(seconds=delay_seconds)
     return True
 
 
-def expired(session: Session, now: datetime) -> Sequence[Job]:
-    """Running jobs whose lease has run out, locked."""
+def expired(session: Session) -> Sequence[str]:
+    """The running jobs whose lease has run out."""
+    now = store_time(session)
+    return session.scalars(
+        select(Job.id).where(Job.status == "running", Job.lease_expires_at < now)
+    ).all()
+
+
+def take_expired(session: Session, job_id: str) -> Job | None:
+    """That job, locked, if its lease has run out and nobody writes on its behalf."""
+    now = store_time(session)
     return session.scalars(
         select(Job)
-        .where(Job.status == "running", Job.lease_expires_at < now)
+        .where(Job.id == job_id, Job.status == "running", Job.lease_expires_at < now)
         .with_for_update(skip_locked=True)
-    ).all()
+    ).first()
+
+
+def pull_back(session: Session, lease_seconds: float) -> int:
+    """Shorten what a clock that has been set back since would let last too long; returns how many.
+
+    Nobody leases for longer than `lease_seconds` or delays for longer than that: what lies
+    farther ahead was written while the clock was ahead.
+    """
+    horizon = store_time(session) + timedelta(seconds=2.0 * lease_seconds)
+    leases = session.execute(
+        update(Job)
+        .where(Job.status == "running", Job.lease_expires_at > horizon)
+        .values(lease_expires_at=horizon)
+    )
+    delays = session.execute(
+        update(Job)
+        .where(Job.status == "queued", Job.available_at > horizon)
+        .values(available_at=horizon)
+    )
+    return sum(cast("CursorResult[Any]", done).rowcount for done in (leases, delays))
+
+
+def overdue(session: Session) -> Sequence[str]:
+    """The jobs that nothing began before their queue deadline."""
+    return session.scalars(select(Job.id).where(*_overdue(session))).all()
+
+
+def end_overdue(session: Session, job_id: str, text: str) -> Job | None:
+    """End that job, if nothing has begun it meanwhile."""
+    job = session.scalars(
+        select(Job).where(Job.id == job_id, *_overdue(session)).with_for_update(skip_locked=True)
+    ).first()
+    if job is not None:
+        job.status, job.failure = "failed", text
+    return job
+
+
+def _overdue(session: Session) -> tuple[ColumnElement[bool], ...]:
+    now = store_time(session)
+    return Job.status == "queued", Job.attempt == 0, Job.queue_deadline < now
 
 
 def release(session: Session, blocked_on: str) -> None:
@@ -180,6 +319,15 @@ def cancel_queued(session: Session, subject_id: str) -> bool:
     return job is not None
 
 
+def lock_jobs(session: Session, subject_id: str) -> None:
+    """Let nobody change the jobs of a subject until the transaction ends.
+
+    An attempt locks its job first and then its search; whoever needs both takes them in that
+    order, or the two would wait for each other.
+    """
+    session.execute(select(Job.id).where(Job.subject_id == subject_id).with_for_update())
+
+
 def ask_to_stop(session: Session, subject_id: str) -> bool:
     """Ask the running attempt of a subject to stop; False when none runs.
 
@@ -189,8 +337,24 @@ def ask_to_stop(session: Session, subject_id: str) -> bool:
         select(Job).where(Job.subject_id == subject_id, Job.status == "running").with_for_update()
     ).first()
     if job is not None and job.stop_requested_at is None:
-        job.stop_requested_at = utc_now()
+        job.stop_requested_at = store_time(session)
     return job is not None
+
+
+def asked_to_stop(session: Session, worker: str) -> set[str]:
+    """The jobs that run on a worker and were asked to stop."""
+    return set(
+        session.scalars(
+            select(Job.id).where(
+                Job.worker == worker, Job.status == "running", Job.stop_requested_at.is_not(None)
+            )
+        )
+    )
+
+
+def set_priority(session: Session, subject_id: str, priority: int) -> None:
+    """Give the jobs of a subject another place in the queue."""
+    session.execute(update(Job).where(Job.subject_id == subject_id).values(priority=priority))
 
 
 def park_queued(session: Session, subject_id: str) -> bool:
@@ -209,21 +373,143 @@ def _move(session: Session, subject_id: str, before: str, after: str) -> bool:
     ).first()
     if job is None:
         return False
-    job.status, job.available_at = after, utc_now()
+    job.status, job.available_at = after, store_time(session)
     return True
 
 
+def positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
+    """The place in the queue, from 1, of those of the jobs that stand in it.
+
+    The places are the order of claims if no attempt ended and every worker could serve every
+    job: each owner's second job has its turn as if the first ran already.
+    """
+    if not job_ids:
+        return {}
+    shares = _shares(store_time(session))
+    nth = func.row_number().over(partition_by=Job.owner, order_by=_BY_AGE)
+    first_created_at = func.min(Job.created_at).over(partition_by=Job.owner, order_by=_BY_AGE)
+    turns = (
+        select(
+            Job.id,
+            Job.priority,
+            _turn(shares, nth).label("turn"),
+            nth.label("nth"),
+            shares.c.served_at,
+            first_created_at.label("first_created_at"),
+        )
+        .outerjoin(shares, shares.c.owner == Job.owner)
+        .where(*_IN_QUEUE)
+        .subquery()
+    )
+    in_order = (
+        turns.c.priority.desc(),
+        turns.c.turn,
+        turns.c.nth,  # of two owners, who had more turns since now was served last
+        turns.c.served_at.asc().nulls_first(),
+        turns.c.first_created_at,
+        turns.c.id,
+    )
+    places = select(turns.c.id, func.row_number().over(order_by=in_order).label("place")).subquery()
+    found = session.execute(select(places.c.id, places.c.place).where(places.c.id.in_(job_ids)))
+    return {row.id: row.place for row in found}
+
+
 def position(session: Session, job: Job) -> int:
-    """How many claimable jobs stand before `job`, plus one."""
-    ahead = (Job.priority > job.priority) | (
-        (Job.priority == job.priority) & (Job.created_at < job.created_at)
+    """The place of one job; of one that is not in the queue, the one it would have at its end."""
+    place = positions(session, [job.id]).get(job.id)
+    if place is None:
+        place = 1 + session.scalars(select(func.count()).select_from(Job).where(*_IN_QUEUE)).one()
+    return place
+
+
+def _owners_in_turn(session: Session, served: Collection[str], now: datetime) -> Sequence[str]:
+    """The owners of claimable jobs of these needs, the one whose turn it is first."""
+    owners = _distinct_in_queue(Job.owner)
+    head = _head(select(Job.id), owners.c.value, served, now, owners).scalar_subquery()
+    heads = session.scalars(select(head).select_from(owners)).all()
+    shares = _shares(now)
+    return session.scalars(
+        select(Job.owner)
+        .outerjoin(shares, shares.c.owner == Job.owner)
+        .where(Job.id.in_(heads))
+        .order_by(
+            Job.priority.desc(),
+            _turn(shares, 1),
+            shares.c.served_at.asc().nulls_first(),
+            Job.created_at,
+            Job.id,
+        )
+    ).all()
+
+
+def _head(
+    wanted: Select[Selected],
+    owner: ColumnElement[str] | str,
+    served: Collection[str],
+    now: datetime,
+    *around: CTE,
+) -> Select[Selected]:
+    """Of an owner's claimable jobs of these needs, the oldest of the most urgent ones.
+
+    Args:
+        around: where the owner comes from, if that is a column.
+    """
+    other = aliased(Job)
+    most_urgent = (
+        select(func.max(other.priority))
+        .where(other.owner == owner, *_claimable(other, served, now))
+        .correlate(*around)
+        .scalar_subquery()
     )
-    count = session.scalar(
-        select(func.count())
-        .select_from(Job)
-        .where(Job.status == "queued", Job.blocked_on.is_(None), ahead)
+    of_owner = (Job.owner == owner, Job.priority == most_urgent, *_claimable(Job, served, now))
+    return wanted.where(*of_owner).order_by(Job.created_at, Job.id).limit(1).correlate(*around)
+
+
+def _claimable(
+    job: type[Job], served: Collection[str], now: datetime
+) -> tuple[ColumnElement[bool], ...]:
+    return (*_in_queue(job), job.available_at <= now, job.needs.in_(served))
+
+
+def _distinct_in_queue(column: InstrumentedAttribute[str]) -> CTE:
+    """Its values in the queue and a NULL: steps through an index instead of reading the queue."""
+    steps = select(func.min(column).label("value")).where(*_IN_QUEUE).cte(recursive=True)
+    following = select(func.min(column)).where(*_IN_QUEUE, column > steps.c.value)
+    return steps.union_all(select(following.scalar_subquery()).where(steps.c.value.is_not(None)))
+
+
+def _shares(now: datetime) -> Subquery:
+    """How many attempts each owner has running, and when it was served last, if lately.
+
+    The service's own work has no share.
+    """
+    is_running = Job.status == "running"
+    return (
+        select(
+            Job.owner,
+            func.count().filter(is_running).label("n_running"),
+            func.max(Job.claimed_at).label("served_at"),
+        )
+        .where(Job.owner != "", is_running | (Job.claimed_at > now - _SERVED_LATELY))
+        .group_by(Job.owner)
+        .subquery()
     )
-    return 1 + (count or 0)
+
+
+def _turn(shares: Subquery, nth: ColumnElement[int] | int) -> ColumnElement[int]:
+    """The smaller, the sooner: the attempts its owner will have once the nth of its jobs runs."""
+    return case((Job.owner == "", 0), else_=func.coalesce(shares.c.n_running, 0) + nth)
+
+
+def running_on(session: Session, workers: Collection[str]) -> Sequence[tuple[Job, JobAttempt]]:
+    """What runs on these workers, oldest claim first."""
+    found = session.execute(
+        select(Job, JobAttempt)
+        .join(JobAttempt, (JobAttempt.job_id == Job.id) & (JobAttempt.number == Job.attempt))
+        .where(Job.status == "running", Job.worker.in_(workers))
+        .order_by(JobAttempt.started_at, Job.id)
+    )
+    return [(job, attempt) for job, attempt in found]
 
 
 def of_subject(session: Session, subject_id: str) -> Job | None:
@@ -233,14 +519,30 @@ def of_subject(session: Session, subject_id: str) -> Job | None:
     ).first()
 
 
+def of_subjects(session: Session, subject_ids: Collection[str]) -> dict[str, Job]:
+    """The newest job of each subject that has one."""
+    found = session.scalars(
+        select(Job).where(Job.subject_id.in_(subject_ids)).order_by(Job.created_at, Job.id)
+    )
+    return {job.subject_id: job for job in found}
+
+
+def attempts_of(session: Session, job_ids: Collection[str]) -> dict[str, list[JobAttempt]]:
+    """Every attempt of each of the jobs, first to last."""
+    rows = session.scalars(
+        select(JobAttempt)
+        .where(JobAttempt.job_id.in_(job_ids))
+        .order_by(JobAttempt.job_id, JobAttempt.number)
+    )
+    return {job_id: list(found) for job_id, found in groupby(rows, lambda row: row.job_id)}
+
+
 def attempts(session: Session, job_id: str) -> Sequence[JobAttempt]:
     """Every attempt of a job, first to last."""
-    return session.scalars(
-        select(JobAttempt).where(JobAttempt.job_id == job_id).order_by(JobAttempt.number)
-    ).all()
+    return attempts_of(session, [job_id]).get(job_id, [])
 
 
 def _end_attempt(session: Session, job: Job, outcome: str) -> None:
     attempt = session.get_one(JobAttempt, (job.id, job.attempt))
-    attempt.ended_at = utc_now()
+    attempt.ended_at = store_time(session)
     attempt.outcome = outcome

@@ -30,14 +30,17 @@ def main() -> int:
 
     keep_freed_memory()  # as attempts do
     torch.set_num_threads(settings.attempt_threads or torch.get_num_threads())
+    device = settings.attempt_device
+    gpu_model = torch.cuda.get_device_name() if device == "cuda" else ""
     profile = calibrate(
-        name=processor(),
+        device=device,
+        name=gpu_model or processor(),
         seconds=settings.calibration_seconds,
         modules=("service.searches.tasks",),
     )
     database = Database(settings.resolved_database_url)
     with database.transaction() as session:
-        machine = keep_profile(session, machine_key(settings), host_name(), profile)
+        machine = keep_profile(session, machine_key(settings, gpu_model), host_name(), profile)
     _log.info("machine calibrated", machine=machine.id, error=round(profile.error, 3))
     return 0
 

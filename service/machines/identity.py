@@ -9,9 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from predictor.agent.host import device_model
 from service.settings import Settings
 
-DEVICE = "cpu"
-"""Where attempts train."""
-
 
 def host_name() -> str:
     """The name of this host."""
@@ -23,22 +20,30 @@ def processor() -> str:
     return device_model()
 
 
-def machine_key(settings: Settings) -> str:
-    """Equal for workers whose attempts train alike: a digest of all that changes how fast."""
-    alike = {
-        "host": host_name(),
-        "processor": processor(),
-        "device": DEVICE,
-        "threads": str(settings.attempt_threads or os.environ.get("OMP_NUM_THREADS") or _cores()),
-        "torch": _torch_version(),
-    }
-    return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
-
-
-def _cores() -> int:
+def cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def machine_key(settings: Settings, gpu_model: str = "") -> str:
+    """Equal for workers whose attempts train alike: a digest of all that changes how fast.
+
+    Args:
+        settings: of the attempts.
+        gpu_model: of their GPU, where they train on one.
+    """
+    alike = {
+        "host": host_name(),
+        "processor": processor(),
+        "device": settings.attempt_device,
+        "threads": str(settings.attempt_threads or os.environ.get("OMP_NUM_THREADS") or cores()),
+        "torch": _torch_version(),
+    }
+    if gpu_model:
+        alike["gpu"] = gpu_model
+    return hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
 
 
 def _torch_version() -> str:

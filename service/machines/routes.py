@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.auth.access import User
+from service.auth.access import Viewer
 from service.dependencies import Cursor, Limit, ReadSession
 from service.machines.models import Machine
 from service.machines.repository import list_machines
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/machines", tags=["machines"])
 
 @router.get("")
 def list_all(
-    session: ReadSession, _: User, cursor: Cursor = None, limit: Limit = 50
+    session: ReadSession, _: Viewer, cursor: Cursor = None, limit: Limit = 50
 ) -> Page[MachineRead]:
     """The machines that have run workers, newest first."""
     items = [_read(row) for row in list_machines(session, cursor, limit)]

@@ -22,6 +22,7 @@ from service.measurements.repository import (
     supersede,
 )
 from service.targets.repository import get_target
+from service.webhooks.outbox import queue_stale_target
 
 TOLERANCE = 0.03
 """Largest accepted drift of the canaries, relative."""
@@ -49,7 +50,8 @@ def note_profile(session: Session, target_id: str, told: TargetProfile) -> str |
         f"the device has changed ({'; '.join(changes)}), so it is another target now: "
         "enrol it again with a fresh code"
     )
-    mark_stale(session, target_id, "profile_changed", text)
+    if mark_stale(session, target_id, "profile_changed", text):
+        queue_stale_target(session, target_id, text)
     return text
 
 
@@ -96,6 +98,7 @@ def check_canaries(session: Session, target_id: str, agent_id: str) -> None:
             "the space is measured again"
         )
         mark_stale(session, target_id, "drifted", text, model_id=row.id)
+        queue_stale_target(session, target_id, text)
         kit = find_kit(session, target_id, row.space_digest)
         if kit is not None:
             supersede(session, kit.id)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from psycopg.types.json import Jsonb
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
+    CursorResult,
     Table,
     any_,
     func,
@@ -299,6 +300,17 @@ def extend_leases(
     )
 
 
+def pull_back_leases(session: Session, lease_seconds: float) -> int:
+    """Shorten leases that a clock which has been set back since gave; returns how many."""
+    horizon = utc_now() + timedelta(seconds=2.0 * lease_seconds)
+    shortened = session.execute(
+        update(MeasurementTask)
+        .where(MeasurementTask.status == "leased", MeasurementTask.lease_expires_at > horizon)
+        .values(lease_expires_at=horizon)
+    )
+    return cast("CursorResult[Any]", shortened).rowcount
+
+
 def give_back_tasks(session: Session, agent_id: str) -> None:
     """An agent will not come back: others measure what it held or alone was to measure."""
     is_open = MeasurementTask.status.in_(("queued", "leased"))
@@ -570,3 +582,10 @@ def list_measurements(
     if cursor:
         statement = statement.where(Measurement.id < cursor)
     return session.scalars(statement).all()
+
+
+def measurements_named(session: Session, ids: Sequence[str]) -> Sequence[Measurement]:
+    """The measurements of these ids, oldest first."""
+    return session.scalars(
+        select(Measurement).where(Measurement.id.in_(ids)).order_by(Measurement.created_at)
+    ).all()

@@ -14,7 +14,7 @@ from predictor.measurements import Precision
 from service.agents.repository import get_agent, n_online, seen
 from service.agents.signing import Signer
 from service.agents.versions import require_recent
-from service.auth.access import CurrentAgent, User
+from service.auth.access import CurrentAgent, User, Viewer
 from service.db.base import utc_now
 from service.dependencies import (
     Artifacts,
@@ -51,6 +51,7 @@ from service.measurements.schemas import (
     LeaseRead,
     MeasurementRead,
 )
+from service.operations.metrics import CurrentInstruments
 from service.schemas import Page, Text, next_cursor
 from service.settings import Settings
 from service.spaces.catalogue import listed_space
@@ -84,7 +85,7 @@ def create_kit(
 
 
 @router.get("/kits/{kit_id}")
-def read_kit(kit_id: str, session: ReadSession, settings: CurrentSettings, _: User) -> KitRead:
+def read_kit(kit_id: str, session: ReadSession, settings: CurrentSettings, _: Viewer) -> KitRead:
     """A kit and how far its measuring is."""
     return _read_kit(session, get_kit(session, kit_id), settings)
 
@@ -94,7 +95,7 @@ def read_kit_files(
     database: CurrentDatabase,
     artifacts: Artifacts,
     signer: CurrentSigner,
-    _: User,
+    _: Viewer,
     search_space: Annotated[Text, Query(max_length=80)],
     precision: Precision = "float32",
     batch: Annotated[int, Query(ge=1, le=4096)] = 1,
@@ -127,7 +128,9 @@ def read_kit_files(
 
 
 @router.get("/kit-files/{sha256}", response_class=Response)
-def download_kit_file(sha256: str, session: ReadSession, artifacts: Artifacts, _: User) -> Response:
+def download_kit_file(
+    sha256: str, session: ReadSession, artifacts: Artifacts, _: Viewer
+) -> Response:
     """One file of a kit."""
     if not is_kit_file(session, sha256):
         raise NotFoundError(f"no kit has a file {sha256}")
@@ -179,16 +182,23 @@ def download_model(
 
 @router.post("/measurements")
 def upload(
-    body: BatchCreate, session: WriteSession, settings: CurrentSettings, agent: CurrentAgent
+    body: BatchCreate,
+    session: WriteSession,
+    settings: CurrentSettings,
+    instruments: CurrentInstruments,
+    agent: CurrentAgent,
 ) -> BatchReport:
     """Take in a batch of results, gzipped or not; idempotent by `batch_id`."""
-    return take_in(session, agent, body, settings)
+    report = take_in(session, agent, body, settings)
+    for item in report.items:
+        instruments.uploaded(item.reason)
+    return report
 
 
 @router.get("/measurements")
 def list_all(
     session: ReadSession,
-    _: User,
+    _: Viewer,
     target: Annotated[str | None, Query(max_length=80)] = None,
     cursor: Cursor = None,
     limit: Limit = 50,

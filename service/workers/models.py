@@ -15,8 +15,10 @@ class WorkerRow(Base):
     Attributes:
         resources: CPUs, memory and GPUs of its machine that it may give to attempts.
         labels: what searches may ask for by name, such as ``gpu_model``.
+        draining: it takes no new claim, and leaves when nothing runs any more.
+        hand_back: what runs is handed back meanwhile, instead of finished.
         seen_at: when it last said that it lives.
-        stopped_at: when it said that it leaves.
+        stopped_at: when it said that it leaves, or was found gone.
     """
 
     __tablename__ = "workers"
@@ -29,6 +31,7 @@ class WorkerRow(Base):
     resources: Mapped[dict[str, Any]]
     labels: Mapped[dict[str, Any]]
     draining: Mapped[bool] = mapped_column(default=False)
+    hand_back: Mapped[bool] = mapped_column(default=False)
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]
     stopped_at: Mapped[datetime | None]

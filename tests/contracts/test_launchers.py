@@ -1,8 +1,10 @@
 """The contract of launchers: every implementation runs this suite."""
 
+import json
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -10,13 +12,15 @@ import pytest
 
 from service.db.base import new_id, utc_now
 from service.jobs import repository as jobs
-from service.jobs.launchers.base import EXIT_HANDED_BACK, EXIT_LEASE_LOST
+from service.jobs.launchers.base import EXIT_HANDED_BACK, EXIT_LEASE_LOST, EXIT_OUT_OF_MEMORY
 from service.jobs.launchers.subprocess import SubprocessLauncher
 from service.jobs.models import Job
+from service.jobs.needs import Allotment
 from service.jobs.repository import Claim
 from service.measurements.intake import FIT_JOB
 from service.measurements.models import Kit
 
+MIB = 2**20
 LAUNCHERS = {"subprocess": SubprocessLauncher}
 
 pytestmark = pytest.mark.slow
@@ -33,10 +37,33 @@ handle = SubprocessLauncher(Settings()).launch(claim)
 time.sleep(600)
 """
 
-START_A_CHILD = """
+START_A_FAMILY = """
 import subprocess, sys
 if "service.attempt" in sys.orig_argv:
-    subprocess.Popen(["sleep", "600"])
+    import pathlib
+    child = ["sh", "-c", "sleep 600 & setsid sleep 600 & wait"]  # one grandchild gets away
+    subprocess.Popen(child)
+    import time
+    while pathlib.Path(__file__).with_name("stay").exists():
+        time.sleep(0.01)
+"""
+HOLD_MEMORY = """
+import subprocess, sys, time
+if "service.attempt" in sys.orig_argv:
+    held = bytearray(b"x" * (200 * 2**20))
+    subprocess.Popen([sys.executable, "-S", "-c", "h = b'x' * (100 * 2**20); input()"])
+    time.sleep(600)
+"""
+GROW_TOO_FAST = """
+import sys
+if "service.attempt" in sys.orig_argv:
+    import service.latency_models.tasks as tasks
+    tasks.fit_kit = lambda *_: bytearray(4 * 2**30)
+"""
+TELL_WHAT_IT_SEES = """
+import json, os, pathlib, sys
+if "service.attempt" in sys.orig_argv:
+    pathlib.Path(__file__).with_name("seen").write_text(json.dumps(dict(os.environ)))
 """
 
 
@@ -55,15 +82,38 @@ def new_launcher(request, api):
 
 
 @pytest.fixture
-def attempt_with_a_child(monkeypatch, tmp_path, api, new_launcher, eventually):
-    """A launcher, a running attempt that has started a process of its own, and both processes."""
-    (tmp_path / "sitecustomize.py").write_text(START_A_CHILD)
+def first_do(monkeypatch, tmp_path):
+    """Has every attempt run this Python text before anything else; gives the text's folder."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(text: str) -> Path:
+        (tmp_path / "sitecustomize.py").write_text(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def attempt_with_a_family(first_do, api, new_launcher, eventually):
+    """A launcher, an attempt that has children and grandchildren, all of them, and a file.
+
+    The attempt goes on when the file is removed.
+    """
+    stay = first_do(START_A_FAMILY) / "stay"
+    stay.touch()
     launcher = new_launcher()
     handle = launcher.launch(claim_of(api, FIT_JOB, new_id("kit")))
     attempt = eventually(lambda: attempt_of(psutil.Process()), "no attempt has started")
-    (child,) = eventually(attempt.children, "the attempt has not started its child")
-    return launcher, handle, (attempt, child)
+
+    def family() -> list[psutil.Process]:
+        found = attempt.children(recursive=True)
+        return found if [p.name() for p in found].count("sleep") == 2 else []
+
+    processes = [attempt, *eventually(family, "the attempt has not started its family")]
+    yield launcher, handle, processes, stay
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def claim_of(api, kind: str, subject_id: str) -> Claim:
@@ -132,19 +182,63 @@ def test_an_attempt_without_the_lease_writes_nothing_and_says_so(api, new_launch
         assert session.get_one(Job, claim.job_id).status == "running"
 
 
-def test_killing_ends_an_attempt_with_everything_it_started(attempt_with_a_child, eventually):
-    _, handle, processes = attempt_with_a_child
+def test_killing_ends_an_attempt_with_everything_it_started(attempt_with_a_family, eventually):
+    _, handle, processes, _ = attempt_with_a_family
     handle.kill()
     assert handle.poll() < 0 or handle.poll() > 128
     eventually(lambda: all(map(is_gone, processes)), "the attempt left a process behind")
     handle.kill()  # twice is harmless
 
 
-def test_closing_a_launcher_kills_what_it_runs(attempt_with_a_child, eventually):
-    launcher, handle, processes = attempt_with_a_child
+def test_closing_a_launcher_kills_what_it_runs(attempt_with_a_family, eventually):
+    launcher, handle, processes, _ = attempt_with_a_family
     launcher.close()
     assert handle.poll() is not None
     eventually(lambda: all(map(is_gone, processes)), "the attempt left a process behind")
+
+
+def test_what_an_attempt_leaves_behind_ends_with_it(attempt_with_a_family, eventually):
+    _, handle, processes, stay = attempt_with_a_family
+    handle.memory_bytes()  # as a worker does, which is how it learns of who got away
+    stay.unlink()
+    eventually(lambda: handle.poll() is not None, "the attempt has not ended")
+    eventually(lambda: all(map(is_gone, processes)), "the attempt left a process behind")
+
+
+def test_the_memory_of_an_attempt_is_that_of_all_its_processes(
+    api, first_do, new_launcher, eventually
+):
+    first_do(HOLD_MEMORY)
+    handle = new_launcher().launch(claim_of(api, FIT_JOB, new_id("kit")))
+    eventually(lambda: handle.memory_bytes() > 300 * MIB, "it is not seen to hold 300 MiB")
+    assert handle.memory_bytes() < 400 * MIB
+    handle.kill()
+    assert handle.memory_bytes() == 0
+
+
+def test_an_attempt_sees_what_it_was_given_and_nothing_else(
+    api, first_do, new_launcher, eventually, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    folder = first_do(TELL_WHAT_IT_SEES)
+    claim = claim_of(api, FIT_JOB, new_id("kit"))
+    given = Allotment(gpus=("2",), threads=3, memory_bytes=2**30)
+    handle = new_launcher().launch(replace(claim, given=given))
+    eventually(lambda: handle.poll() is not None, "the attempt has not ended")
+    seen = json.loads((folder / "seen").read_text())
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["OMP_NUM_THREADS"]) == ("2", "3")
+    assert (seen["TAILOR_ATTEMPT_DEVICE"], seen["TAILOR_ATTEMPT_MEMORY_BYTES"]) == (
+        "cuda",
+        str(2**30),
+    )
+
+
+def test_an_attempt_that_is_refused_memory_says_so(api, first_do, new_launcher, eventually):
+    first_do(GROW_TOO_FAST)
+    claim = claim_of(api, FIT_JOB, new_id("kit"))
+    handle = new_launcher().launch(replace(claim, given=Allotment(memory_bytes=512 * MIB)))
+    eventually(lambda: handle.poll() is not None, "the attempt has not ended")
+    assert handle.poll() == EXIT_OUT_OF_MEMORY
 
 
 def test_an_attempt_that_is_handed_back_stops_and_says_so(api, measured, new_launcher, eventually):

@@ -66,6 +66,9 @@ class Launcher:
     def poll(self) -> int:
         return 1
 
+    def memory_bytes(self) -> int:
+        return 0
+
     def close(self) -> None:
         pass
 
@@ -135,6 +138,13 @@ def test_a_machine_is_another_with_other_threads_and_the_same_in_another_home(tm
     here = Settings(home=tmp_path / "a", attempt_threads=1)
     assert machine_key(here) == machine_key(Settings(home=tmp_path / "b", attempt_threads=1))
     assert machine_key(here) != machine_key(Settings(home=tmp_path / "a", attempt_threads=2))
+
+
+def test_a_machine_is_another_for_attempts_on_its_gpu(tmp_path):
+    on_cpu = Settings(home=tmp_path, attempt_threads=1)
+    on_gpu = on_cpu.model_copy(update={"attempt_device": "cuda"})
+    keys = {machine_key(on_cpu), machine_key(on_gpu, "one GPU"), machine_key(on_gpu, "another")}
+    assert len(keys) == 3
 
 
 # -- the worker ------------------------------------------------------------------------
@@ -216,10 +226,10 @@ def test_a_profile_that_cannot_be_read_is_made_anew(
         row.document = {**row.document, "format": "tailor-machine-profile/0"}
     began = tmp_path / "began"
     instead(f"import pathlib; pathlib.Path({str(began)!r}).touch()")
-    introduce(settings, store, threading.Event())
+    introduce(settings, store, lambda: False)
     assert began.exists()
     with store.transaction() as session:
         keep_profile(session, machine_key(settings), "host", new_profile())
     began.unlink()
-    introduce(settings, store, threading.Event())
+    introduce(settings, store, lambda: False)
     assert not began.exists()

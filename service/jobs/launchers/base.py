@@ -6,6 +6,7 @@ from service.jobs.repository import Claim
 
 EXIT_HANDED_BACK = 75
 EXIT_LEASE_LOST = 76
+EXIT_OUT_OF_MEMORY = 77
 
 
 class Handle(Protocol):
@@ -19,6 +20,10 @@ class Handle(Protocol):
         """Ask it to checkpoint and leave; returns at once, and asking twice is harmless."""
         ...
 
+    def memory_bytes(self) -> int:
+        """The main memory that it and everything it started hold now; 0 when it has ended."""
+        ...
+
     def kill(self) -> None:
         """End it now, with everything it started; returns when it is gone."""
         ...
@@ -29,8 +34,10 @@ class Launcher(Protocol):
 
     Guarantees of every implementation:
 
-    - the attempt runs ``service.attempt`` with the claim's job and fence, in another process;
+    - the attempt runs ``service.attempt`` with the claim's job and fence, in another process,
+      which sees the GPUs it was given and no other;
     - `poll` tells its exit status, and a negative number or one above 128 when it was killed;
+    - once `poll` has told it, nothing that the attempt started runs any more;
     - an attempt whose worker dies learns of it and stops;
     - a launcher never runs an attempt again by itself: retries are the queue's alone.
     """
