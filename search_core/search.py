@@ -13,6 +13,7 @@ from search_core.constraint import Constraint, Constraints, Reward
 from search_core.data.dataset import Dataset
 from search_core.errors import (
     BudgetUnreachableError,
+    CheckpointError,
     NonFiniteLossError,
     SearchInterrupted,
     UnknownEstimatorError,
@@ -95,6 +96,61 @@ class SearchResult:
         return [row[: len(slot.candidates)] for row, slot in zip(rows, slots, strict=True)]
 
 
+@dataclass(frozen=True)
+class WarmStart:
+    """Another search of the same space that this one goes on from.
+
+    Attributes:
+        checkpoint: where that one stood.
+        whole: go on at its step with its logits, optimisers and frozen slots, on this search's
+            schedule; otherwise its weights alone are taken over, and everything else begins.
+    """
+
+    checkpoint: Checkpoint
+    whole: bool = False
+
+
+def search_identity(
+    space: SearchSpace,
+    config: SearchConfig,
+    data: Dataset,
+    constraints: Sequence[Constraint] = (),
+    warm_start: WarmStart | None = None,
+) -> str:
+    """The fingerprint of a search's checkpoints: equal for searches that do the same."""
+    before = (
+        ()
+        if warm_start is None
+        else (warm_start.checkpoint.fingerprint, warm_start.checkpoint.step, warm_start.whole)
+    )
+    told = Constraints(constraints).describe()
+    parts = (space.digest, asdict(config), data.digest, asdict(data.augmentation), told)
+    return fingerprint(*parts, *before)
+
+
+def finished_search(
+    space: SearchSpace, config: SearchConfig, checkpoint: Checkpoint
+) -> SearchResult:
+    """What a search knew when it wrote its last checkpoint, without its data or its budgets.
+
+    Raises:
+        CheckpointError: the checkpoint is not of a search of this space.
+    """
+    if checkpoint.stage != "search":
+        raise CheckpointError(f"the checkpoint is of a {checkpoint.stage} run, not of a search")
+    logits = Logits(space, config, _estimator(config, ()), Constraints(()))
+    supernet = Supernet(space, stream(config.seed, "weights"))
+    try:
+        supernet.load_state_dict(checkpoint.state["supernet"])
+        logits.load_state_dict(checkpoint.state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint is not of {space.name}: {error}") from error
+    p, log_probabilities = logits.probabilities, logits.log_probabilities
+    logits.finish()
+    frozen = dict(logits.freezer.frozen)
+    return SearchResult(supernet, p, log_probabilities, frozen, checkpoint.step)
+
+
 def run_search(
     space: SearchSpace,
     config: SearchConfig,
@@ -105,6 +161,7 @@ def run_search(
     report: Report = ignore,
     should_stop: ShouldStop = never,
     resume: Checkpoint | None = None,
+    warm_start: WarmStart | None = None,
 ) -> SearchResult:
     """Search `space` on `data` for the best architecture that keeps every budget.
 
@@ -115,13 +172,14 @@ def run_search(
         resume: a checkpoint of this very search; the run goes on as if never stopped. Only a
             later rollback may differ: it goes back to `resume` at the furthest, where the
             unbroken run would go back to the epoch's start.
+        warm_start: another search to go on from; `resume`, if any, is one of this search.
 
     Raises:
         BudgetUnreachableError: before any training: no architecture keeps some budget.
         SearchInterrupted: `should_stop` said so; a checkpoint was reported just before.
         NonFiniteLossError: the loss is not a number any more, however low the rate.
         OutOfMemoryError: a step does not fit; it names a batch size that does.
-        CheckpointError: `resume` belongs to another search.
+        CheckpointError: `resume` belongs to another search, or `warm_start` to another space.
         DatasetError: before any training: a batch is larger than the images it is drawn from.
         UnknownEstimatorError: no estimator has that name.
     """
@@ -130,9 +188,7 @@ def run_search(
     estimator = _estimator(config, constraints)
     prices = Constraints(constraints)
     prices.check_reachable(space)
-    identity = fingerprint(
-        space.digest, asdict(config), data.digest, asdict(data.augmentation), prices.describe()
-    )
+    identity = search_identity(space, config, data, constraints, warm_start)
     data, held_out = data.to(device), None
     if not estimator.trains_weights:
         data, held_out = data.split(config.held_out_images or data.n_train // 10, seed=0)
@@ -167,6 +223,12 @@ def run_search(
         logits.load_state_dict(saved.state)
         return saved.step
 
+    if warm_start is not None and resume is None:
+        found = finished_search(space, config, warm_start.checkpoint)
+        supernet.load_state_dict(found.supernet.state_dict())
+        if warm_start.whole:
+            step = min(restore(warm_start.checkpoint), config.search_steps)
+        report(CheckpointReady(checkpoint()))
     if resume is not None:
         resume.expect("search", identity)
         step, rollbacks = restore(resume), int(resume.state["rollbacks"])

@@ -308,10 +308,17 @@ def recalibrate_batch_norm(network: nn.Module, data: Dataset, batch_size: int = 
 
 
 @torch.no_grad()
+def right_labels(network: nn.Module, data: Dataset, *, batch_size: int = 256) -> torch.Tensor:
+    """Which held-out test images `network` labels rightly; (n_test,) bool, on the CPU."""
+    network.eval()
+    right = [
+        (network(batch.images).argmax(1) == batch.labels).cpu()
+        for batch in data.test_batches(batch_size)
+    ]
+    return torch.cat(right)
+
+
+@torch.no_grad()
 def accuracy(network: nn.Module, data: Dataset, *, batch_size: int = 256) -> float:
     """Share of held-out test images that `network` labels rightly, in [0, 1]."""
-    network.eval()
-    right = 0
-    for batch in data.test_batches(batch_size):
-        right += int((network(batch.images).argmax(1) == batch.labels).sum())
-    return right / data.n_test
+    return right_labels(network, data, batch_size=batch_size).double().mean().item()

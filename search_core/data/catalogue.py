@@ -27,6 +27,11 @@ class DatasetInfo:
         return not self.obtain
 
 
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
+"""Of the files in a folder of images that are read."""
+
 _CIFAR = "curl -O https://www.cs.toronto.edu/~kriz/{0}.tar.gz && tar -xzf {0}.tar.gz"
 
 _KNOWN = {

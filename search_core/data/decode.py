@@ -16,6 +16,7 @@ from search_core.errors import DatasetError
 
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _DEEP_MODES = ("I", "F")  # 16 bits and more; reading them as 8 would clip
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow runs a program for others
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _pixels(
 
 def _opened(source: Path | bytes, name: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        return Image.open(opened, formats=_FORMATS)
     except FileNotFoundError as error:
         raise DatasetError(f"{name} is gone") from error
     except Exception as error:  # whatever a damaged file makes its decoder raise

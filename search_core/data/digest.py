@@ -51,12 +51,15 @@ def histogram(images: Pixels) -> NDArray[np.int64]:
 
 
 def mean_and_std(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel from a `histogram`, exact up to one rounding."""
+    """Mean and standard deviation per channel from a `histogram`, exact up to one rounding.
+
+    A channel of one value, as blue may be, has the deviation 1: what is divided by it stays finite.
+    """
     means, stds = [], []
     for channel in counts.tolist():
         n = sum(channel)
         first = sum(value * count for value, count in enumerate(channel))
         second = sum(value * value * count for value, count in enumerate(channel))
         means.append(first / n)
-        stds.append(((n * second - first * first) / (n * n)) ** 0.5)
+        stds.append(((n * second - first * first) / (n * n)) ** 0.5 or 1.0)
     return tuple(means), tuple(stds)

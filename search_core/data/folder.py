@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from search_core.data.catalogue import IMAGE_SUFFIXES
 from search_core.data.decode import Decoder
-from search_core.data.digest import Labels
+from search_core.data.digest import Labels, histogram, records
 from search_core.data.raw import RawDataset, RawImages, check_labels, hold_out
 from search_core.errors import DatasetError
 
-_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-)
-
+_SCAN_IMAGES = 256
 _TEST_NAMES = ("test", "val", "valid", "validation")
 
 
@@ -49,6 +48,23 @@ class Folder:
         """What the decoded pixels of both sides take."""
         n_images = len(self.train.files) + len(self.test.files)
         return n_images * self.channels * self.resolution_px**2
+
+    def scanned(
+        self, side: LabelledFiles, decoder: Decoder
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The `records` and the `histogram` of one side, without holding its images in memory.
+
+        Raises:
+            DatasetError: naming the first file that cannot be decoded.
+        """
+        counts = np.zeros((self.channels, 256), np.int64)
+        digests = []
+        for start in range(0, len(side.files), _SCAN_IMAGES):
+            part = slice(start, start + _SCAN_IMAGES)
+            images = decoder.images(side.files[part], self.channels, self.resolution_px)
+            counts += histogram(images)
+            digests.append(records(images, side.labels[part]))
+        return np.concatenate(digests), counts
 
     def decoded(self, decoder: Decoder) -> RawDataset:
         """All images in memory.
@@ -124,10 +140,10 @@ def _listed(root: Path, classes: tuple[str, ...]) -> LabelledFiles:
         members = sorted(
             file
             for file in folder.rglob("*")
-            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
         )
         if not members:
-            raise DatasetError(f"{folder} has no images ({', '.join(sorted(_SUFFIXES))})")
+            raise DatasetError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         files += members
         labels += [label] * len(members)
     return LabelledFiles(tuple(files), np.array(labels, np.int64))

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from search_core.data.dataset import stratified
 from search_core.data.digest import Labels, Pixels
 from search_core.errors import DatasetError
 
@@ -142,6 +140,10 @@ def hold_out(labels: Labels, source: str) -> tuple[NDArray[np.int64], NDArray[np
     Raises:
         DatasetError: a class is too small to be on both sides.
     """
+    import torch  # loaded for this alone: files of strangers are looked at without
+
+    from search_core.data.dataset import stratified
+
     try:
         kept, held = stratified(
             torch.from_numpy(labels), round(TEST_SHARE * len(labels)), _SPLIT_SEED

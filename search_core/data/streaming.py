@@ -20,11 +20,10 @@ from search_core.data.dataset import (
     stratified,
 )
 from search_core.data.decode import Decoder
-from search_core.data.digest import Pixels, digest, histogram, mean_and_std, records
+from search_core.data.digest import Pixels, digest, mean_and_std
 from search_core.data.folder import Folder, LabelledFiles
 from search_core.randomness import stream
 
-_SCAN_IMAGES = 256
 _STEPS_AHEAD = 3
 
 _Address = tuple[str, int, int, int]  # purpose, seed, step, batch size
@@ -191,13 +190,13 @@ def stream_folder(name: str, folder: Folder, decoder: Decoder) -> StreamedDatase
     Raises:
         DatasetError: naming the first file that cannot be decoded.
     """
-    train, counts = _scanned(folder.train, folder, decoder)
-    test, _ = _scanned(folder.test, folder, decoder)
+    train, counts = folder.scanned(folder.train, decoder)
+    test, _ = folder.scanned(folder.test, decoder)
     mean, std = mean_and_std(counts)
     return StreamedDataset(
         name,
-        train,
-        test,
+        StreamedSide(folder.train, train),
+        StreamedSide(folder.test, test),
         folder.channels,
         folder.resolution_px,
         mean,
@@ -205,16 +204,3 @@ def stream_folder(name: str, folder: Folder, decoder: Decoder) -> StreamedDatase
         len(folder.classes),
         decoder,
     )
-
-
-def _scanned(
-    side: LabelledFiles, folder: Folder, decoder: Decoder
-) -> tuple[StreamedSide, NDArray[np.int64]]:
-    counts = np.zeros((folder.channels, 256), np.int64)
-    digests = []
-    for start in range(0, len(side.files), _SCAN_IMAGES):
-        part = slice(start, start + _SCAN_IMAGES)
-        images = decoder.images(side.files[part], folder.channels, folder.resolution_px)
-        counts += histogram(images)
-        digests.append(records(images, side.labels[part]))
-    return StreamedSide(side, np.concatenate(digests)), counts

@@ -6,7 +6,13 @@ from search_core.export.formats import (
     safetensors_bytes,
     torch_export_bytes,
 )
-from search_core.export.parity import check_parity, onnx_accuracy, onnx_parity, parity_report
+from search_core.export.parity import (
+    check_parity,
+    onnx_accuracy,
+    onnx_parity,
+    onnx_right_labels,
+    parity_report,
+)
 from search_core.export.standalone import python_source
 
 __all__ = [
@@ -15,6 +21,7 @@ __all__ = [
     "onnx_accuracy",
     "onnx_bytes",
     "onnx_parity",
+    "onnx_right_labels",
     "parity_report",
     "python_source",
     "safetensors_bytes",

@@ -102,13 +102,18 @@ def _scores(
             return None
 
 
+def onnx_right_labels(model: bytes, data: Dataset) -> torch.Tensor:
+    """Which held-out test images the ONNX file labels rightly; (n_test,) bool."""
+    right = [
+        _onnx_scores(model, batch.images.cpu()).argmax(1) == batch.labels.cpu()
+        for batch in data.test_batches(256)
+    ]
+    return torch.cat(right)
+
+
 def onnx_accuracy(model: bytes, data: Dataset) -> float:
     """Share of held-out test images that the ONNX file labels rightly, in [0, 1]."""
-    right = 0
-    for batch in data.test_batches(256):
-        scores = _onnx_scores(model, batch.images.cpu())
-        right += int((scores.argmax(1) == batch.labels.cpu()).sum())
-    return right / data.n_test
+    return onnx_right_labels(model, data).double().mean().item()
 
 
 def _onnx_scores(model: bytes, images: torch.Tensor) -> torch.Tensor:

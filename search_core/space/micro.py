@@ -1,6 +1,7 @@
 """`micro`: a small MBConv space for 8 x 8 grey images, searched in a minute on two cores."""
 
 from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.naming import variant_name
 from search_core.space.space import Layer, SearchSpace, Slot
 
 _KERNELS = (3, 5)
@@ -36,7 +37,9 @@ def micro(in_channels: int = 1, resolution_px: int = 8, n_classes: int = 10) -> 
     )
     layers += [Layer((mix,)), Layer((classifier,))]
     return SearchSpace(
-        name="micro",
+        name=variant_name(
+            "micro", {"i": (in_channels, 1), "r": (resolution_px, 8), "k": (n_classes, 10)}
+        ),
         version=1,
         in_channels=in_channels,
         resolution_px=resolution_px,

@@ -6,6 +6,7 @@ An architecture reads as in the public benchmark:
 """
 
 from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.naming import variant_name
 from search_core.space.space import Layer, SearchSpace, Slot
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -21,6 +22,7 @@ def nasbench201(
     cells_per_stage: int = 5,
     *,
     stem_stride: int = 1,
+    in_channels: int = 3,
     resolution_px: int = 32,
     n_classes: int = 10,
 ) -> SearchSpace:
@@ -31,7 +33,7 @@ def nasbench201(
         cells_per_stage: fewer make a smaller network of the same cells, to search in.
         stem_stride: 2 searches at half the resolution.
     """
-    stem = BlockSpec(BlockKind.CONV_LINEAR, 3, 1, stem_stride, 3, channels, resolution_px)
+    stem = BlockSpec(BlockKind.CONV_LINEAR, 3, 1, stem_stride, in_channels, channels, resolution_px)
     layers, node = [Layer((stem,), source=0, target=1)], 1
     width, resolution = channels, stem.out_resolution_px
     for stage in range(_STAGES):
@@ -54,9 +56,19 @@ def nasbench201(
         Layer((block,), source=node + i, target=node + i + 1) for i, block in enumerate(tail)
     ]
     return SearchSpace(
-        name=_name(channels, cells_per_stage, stem_stride, resolution_px),
+        name=variant_name(
+            "nasbench201",
+            {
+                "c": (channels, 16),
+                "n": (cells_per_stage, 5),
+                "s": (stem_stride, 1),
+                "r": (resolution_px, 32),
+                "i": (in_channels, 3),
+                "k": (n_classes, 10),
+            },
+        ),
         version=1,
-        in_channels=3,
+        in_channels=in_channels,
         resolution_px=resolution_px,
         n_classes=n_classes,
         slots=tuple(Slot(f"{source}->{target}", OPERATIONS) for source, target in _EDGES),
@@ -74,14 +86,3 @@ def _operation(name: str, channels: int, resolution_px: int) -> BlockSpec:
         "avg_pool_3x3": (BlockKind.AVG_POOL, 3),
     }[name]
     return BlockSpec(kind, kernel, 1, 1, channels, channels, resolution_px)
-
-
-def _name(channels: int, cells_per_stage: int, stem_stride: int, resolution_px: int) -> str:
-    parts = {
-        "c": (channels, 16),
-        "n": (cells_per_stage, 5),
-        "s": (stem_stride, 1),
-        "r": (resolution_px, 32),
-    }
-    changed = [f"{letter}{value}" for letter, (value, default) in parts.items() if value != default]
-    return "_".join(["nasbench201", *changed])

@@ -13,6 +13,8 @@ from search_core.space.proxyless_tree import proxyless_cifar_tree
 from search_core.space.space import SearchSpace
 from search_core.space.spos import spos_cifar, spos_imagenet
 
+_Options = Mapping[str, tuple[str, type[int] | type[float]]]
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -25,26 +27,33 @@ class _Family:
     """
 
     build: Callable[..., SearchSpace]
-    options: Mapping[str, tuple[str, type[int] | type[float]]] = field(default_factory=dict)
+    options: _Options = field(default_factory=dict)
 
+
+_SHAPE: _Options = {
+    "i": ("in_channels", int),
+    "r": ("resolution_px", int),
+    "k": ("n_classes", int),
+}
+"""Options of the families that take any square images, of any number of classes."""
 
 _FAMILIES = {
-    "micro": _Family(micro),
+    "micro": _Family(micro, _SHAPE),
     "nasbench201": _Family(
         nasbench201,
         {
             "c": ("channels", int),
             "n": ("cells_per_stage", int),
             "s": ("stem_stride", int),
-            "r": ("resolution_px", int),
+            **_SHAPE,
         },
     ),
-    "proxyless_cifar_mb": _Family(proxyless_cifar_mb),
+    "proxyless_cifar_mb": _Family(proxyless_cifar_mb, _SHAPE),
     "proxyless_cifar_tree": _Family(
         proxyless_cifar_tree, {"b": ("blocks_per_group", int), "f": ("bottleneck", int)}
     ),
     "proxyless_imagenet": _Family(proxyless_imagenet, {"w": ("width", float)}),
-    "spos_cifar": _Family(spos_cifar),
+    "spos_cifar": _Family(spos_cifar, _SHAPE),
     "spos_imagenet": _Family(spos_imagenet),
 }
 
@@ -66,21 +75,63 @@ def get_space(name: str) -> SearchSpace:
     Raises:
         UnknownSpaceError: listing the known names, or what the space's variants accept.
     """
+    family, arguments = _read(name)
+    space = family.build(**arguments)
+    if space.name != name:
+        raise UnknownSpaceError(f"{name!r} is written {space.name!r}")
+    return space
+
+
+@lru_cache(maxsize=64)
+def fitted_space(name: str, channels: int, resolution_px: int, n_classes: int) -> SearchSpace:
+    """The space of that name for square images of this shape and so many classes.
+
+    ``micro`` for 3 x 32 x 32 images of seven classes is ``micro_i3_r32_k7``: a space of its own,
+    which has to be measured.
+
+    Raises:
+        UnknownSpaceError: as `get_space`, or its family takes no other images than it has.
+    """
+    space = get_space(name)
+    shape = {"in_channels": channels, "resolution_px": resolution_px, "n_classes": n_classes}
+    if all(getattr(space, argument) == value for argument, value in shape.items()):
+        return space
+    family, arguments = _read(name)
+    if not family.options.items() >= _SHAPE.items():
+        raise UnknownSpaceError(
+            f"{name} takes {space.in_channels} x {space.resolution_px} x {space.resolution_px} "
+            f"images of {space.n_classes} classes and has no variant for others"
+        )
+    return family.build(**{**arguments, **shape})
+
+
+def is_listed(name: str) -> bool:
+    """Whether it names a listed space, or one of these for other images (`fitted_space`)."""
+    try:
+        family, arguments = _read(name)
+    except UnknownSpaceError:
+        return False
+    shape = {argument for argument, _ in _SHAPE.values()}
+    kept = {argument: value for argument, value in arguments.items() if argument not in shape}
+    return any(_read(listed) == (family, kept) for listed in space_names())
+
+
+def _read(name: str) -> tuple[_Family, dict[str, int | float]]:
+    """The family of a space and the arguments that make the variant."""
     if name in _FAMILIES:
-        return _FAMILIES[name].build()
+        return _FAMILIES[name], {}
     for known, family in _FAMILIES.items():
         if family.options and name.startswith(f"{known}_"):
-            return _variant(name, known, family)
+            return family, _arguments(name.removeprefix(f"{known}_"), known, family.options)
     raise UnknownSpaceError(
         f"no search space is called {name!r}; known: {', '.join(space_names())}"
     )
 
 
-def _variant(name: str, known: str, family: _Family) -> SearchSpace:
-    options = family.options
+def _arguments(words: str, known: str, options: _Options) -> dict[str, int | float]:
     accepted = ", ".join(f"_{letter} {argument}" for letter, (argument, _) in options.items())
     arguments: dict[str, int | float] = {}
-    for word in name.removeprefix(f"{known}_").split("_"):
+    for word in words.split("_"):
         match = _OPTION.fullmatch(word)
         if match is None or match[1] not in options:
             raise UnknownSpaceError(f"{known} has no variant {word!r}; it takes {accepted}")
@@ -88,7 +139,4 @@ def _variant(name: str, known: str, family: _Family) -> SearchSpace:
         if float(match[2]) <= 0 or (kind is int and "." in match[2]):
             raise UnknownSpaceError(f"{argument} of {known} cannot be {match[2]}")
         arguments[argument] = kind(match[2])
-    space = family.build(**arguments)
-    if space.name != name:
-        raise UnknownSpaceError(f"{name!r} is written {space.name!r}")
-    return space
+    return arguments

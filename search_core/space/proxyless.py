@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from search_core.errors import ArchitectureSyntaxError
 from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.naming import variant_name
 from search_core.space.space import Layer, SearchSpace, Slot
 
 _KERNELS = (3, 5, 7)
@@ -34,13 +35,20 @@ def proxyless_imagenet(width: float = 1.0) -> SearchSpace:
     Args:
         width: multiplier of every channel count; the head's grows only above 1.
     """
-    name = "proxyless_imagenet" if width == 1.0 else f"proxyless_imagenet_w{width:g}"
-    return _space(name, width, 224, 1000, stem_stride=2, strides=_STRIDES_IMAGENET)
+    name = variant_name("proxyless_imagenet", {"w": (width, 1.0)})
+    return _space(name, width, 3, 224, 1000, stem_stride=2, strides=_STRIDES_IMAGENET)
 
 
-def proxyless_cifar_mb() -> SearchSpace:
+def proxyless_cifar_mb(
+    in_channels: int = 3, resolution_px: int = 32, n_classes: int = 10
+) -> SearchSpace:
     """The same blocks at 32 px for ten classes, with the first two strides removed."""
-    return _space("proxyless_cifar_mb", 1.0, 32, 10, stem_stride=1, strides=_STRIDES_CIFAR)
+    name = variant_name(
+        "proxyless_cifar_mb",
+        {"i": (in_channels, 3), "r": (resolution_px, 32), "k": (n_classes, 10)},
+    )
+    shape = (in_channels, resolution_px, n_classes)
+    return _space(name, 1.0, *shape, stem_stride=1, strides=_STRIDES_CIFAR)
 
 
 def mbconv_network(
@@ -93,6 +101,7 @@ def mbconv_network(
 def _space(
     name: str,
     width: float,
+    in_channels: int,
     resolution_px: int,
     n_classes: int,
     *,
@@ -101,7 +110,7 @@ def _space(
 ) -> SearchSpace:
     stem_channels = make_divisible(_STEM_CHANNELS * width)
     first_channels = make_divisible(_FIRST_CHANNELS * width)
-    stem = BlockSpec(BlockKind.CONV, 3, 1, stem_stride, 3, stem_channels, resolution_px)
+    stem = BlockSpec(BlockKind.CONV, 3, 1, stem_stride, in_channels, stem_channels, resolution_px)
     resolution = stem.out_resolution_px
     first = BlockSpec(BlockKind.MBCONV, 3, 1, 1, stem_channels, first_channels, resolution)
     layers, channels = [Layer((stem,)), Layer((first,))], first_channels
@@ -129,7 +138,7 @@ def _space(
     return SearchSpace(
         name=name,
         version=1,
-        in_channels=3,
+        in_channels=in_channels,
         resolution_px=resolution_px,
         n_classes=n_classes,
         slots=tuple(slots),

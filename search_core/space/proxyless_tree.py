@@ -12,6 +12,7 @@ edges, the pair after the first of them, the pair after the second.
 """
 
 from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.naming import variant_name
 from search_core.space.space import Layer, SearchSpace, Slot
 
 _OPERATIONS = {
@@ -64,7 +65,9 @@ def proxyless_cifar_tree(
         Layer((block,), source=node + i, target=node + i + 1) for i, block in enumerate(tail)
     ]
     return SearchSpace(
-        name=_name(blocks_per_group, bottleneck),
+        name=variant_name(
+            "proxyless_cifar_tree", {"b": (blocks_per_group, 18), "f": (bottleneck, 100)}
+        ),
         version=1,
         in_channels=3,
         resolution_px=resolution_px,
@@ -134,9 +137,3 @@ def _block(
         fixed(shortcut, node, out, (channels, out_channels, resolution_px), stride=stride),
     ]
     return layers
-
-
-def _name(blocks_per_group: int, bottleneck: int) -> str:
-    parts = {"b": (blocks_per_group, 18), "f": (bottleneck, 100)}
-    changed = [f"{letter}{value}" for letter, (value, default) in parts.items() if value != default]
-    return "_".join(["proxyless_cifar_tree", *changed])

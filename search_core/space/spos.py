@@ -5,6 +5,7 @@ and 7x7 depthwise convolution, 3 is the Xception unit.
 """
 
 from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.naming import variant_name
 from search_core.space.space import Layer, SearchSpace, Slot
 
 _CHOICES = (
@@ -20,18 +21,30 @@ _DEPTHS = (4, 4, 8, 4)
 
 def spos_imagenet() -> SearchSpace:
     """The published space: 224 px, 1,000 classes, 4^20 architectures."""
-    return _space("spos_imagenet", 224, 1000, stem_stride=2, strides=(2, 2, 2, 2))
+    return _space("spos_imagenet", 3, 224, 1000, stem_stride=2, strides=(2, 2, 2, 2))
 
 
-def spos_cifar() -> SearchSpace:
+def spos_cifar(in_channels: int = 3, resolution_px: int = 32, n_classes: int = 10) -> SearchSpace:
     """The same units at 32 px for ten classes, reduced 4 times instead of 32."""
-    return _space("spos_cifar", 32, 10, stem_stride=1, strides=(1, 2, 2, 1))
+    name = variant_name(
+        "spos_cifar", {"i": (in_channels, 3), "r": (resolution_px, 32), "k": (n_classes, 10)}
+    )
+    shape = (in_channels, resolution_px, n_classes)
+    return _space(name, *shape, stem_stride=1, strides=(1, 2, 2, 1))
 
 
 def _space(
-    name: str, resolution_px: int, n_classes: int, *, stem_stride: int, strides: tuple[int, ...]
+    name: str,
+    in_channels: int,
+    resolution_px: int,
+    n_classes: int,
+    *,
+    stem_stride: int,
+    strides: tuple[int, ...],
 ) -> SearchSpace:
-    stem = BlockSpec(BlockKind.CONV_RELU, 3, 1, stem_stride, 3, _STEM_CHANNELS, resolution_px)
+    stem = BlockSpec(
+        BlockKind.CONV_RELU, 3, 1, stem_stride, in_channels, _STEM_CHANNELS, resolution_px
+    )
     layers, slots = [Layer((stem,))], list[Slot]()
     for stage, (channels, depth, first) in enumerate(zip(_CHANNELS, _DEPTHS, strides, strict=True)):
         for position in range(depth):
@@ -65,7 +78,7 @@ def _space(
     return SearchSpace(
         name=name,
         version=1,
-        in_channels=3,
+        in_channels=in_channels,
         resolution_px=resolution_px,
         n_classes=n_classes,
         slots=tuple(slots),

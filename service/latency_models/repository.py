@@ -55,14 +55,22 @@ def models_elsewhere(
 
 def mark_stale(
     session: Session, target_id: str, code: str, text: str, model_id: str | None = None
-) -> None:
+) -> bool:
     """Say why models of a target no longer hold, where it is not said yet.
 
     Every version is told, unless one is named: any of them may be made active.
+
+    Returns:
+        Whether any of them still held.
     """
-    for row in _versions(session, target_id):
-        if row.stale is None and model_id in (None, row.id):
-            row.stale = {"code": code, "text": text, "since": utc_now().isoformat()}
+    holding = [
+        row
+        for row in _versions(session, target_id)
+        if row.stale is None and model_id in (None, row.id)
+    ]
+    for row in holding:
+        row.stale = {"code": code, "text": text, "since": utc_now().isoformat()}
+    return bool(holding)
 
 
 def clear_stale(session: Session, target_id: str, code: str) -> None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from predictor.measurements import PROTOCOL_VERSION
 from predictor.network import NetworkLatencyModel
-from service.auth.access import Admin, User
+from service.auth.access import Admin, Viewer
 from service.db.database import take_turns
 from service.dependencies import Cursor, Limit, ReadSession, WriteSession
 from service.errors import ConflictError
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/latency-models", tags=["latency models"])
 @router.get("")
 def list_all(
     session: ReadSession,
-    _: User,
+    _: Viewer,
     target: Annotated[str | None, Query(max_length=80)] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
@@ -33,7 +33,7 @@ def list_all(
 
 
 @router.get("/{model_id}")
-def get(model_id: str, session: ReadSession, _: User) -> LatencyModelRead:
+def get(model_id: str, session: ReadSession, _: Viewer) -> LatencyModelRead:
     """One latency model with its report."""
     return _read(get_model(session, model_id))
 

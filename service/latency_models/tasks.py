@@ -43,8 +43,9 @@ from service.measurements.repository import (
     supersede,
 )
 from service.predictions.files import ask_for_prices
-from service.searches.lifecycle import end, enter_phase, model_key
+from service.searches.lifecycle import give_up, model_key, release
 from service.searches.repository import waiting_for
+from service.searches.schemas import SearchCreate
 
 _MOST_REFERENCES = 8
 """Other targets whose blocks teach a target; the fit's time grows with the cube of them."""
@@ -81,9 +82,7 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
                 jobs.finish(session, job, "succeeded")
                 return
             take_turns(session, key)
-            for search in waiting_for(session, key):
-                jobs.cancel_queued(session, search.id)
-                end(session, search, "failed", code="no_latency_model", text=str(error))
+            give_up(session, key, str(error))
             jobs.finish(session, job, "failed", str(error))
         return
     if measured.open_roles and not _is_enough(context, measured, model):
@@ -102,9 +101,8 @@ def fit_kit(context: AttemptContext, kit_id: str) -> None:
         row = add_model(session, kit.target_id, space.name, model, report)
         if promotion.promoted:
             activate(session, row)
-        for search in waiting_for(session, key):
-            enter_phase(session, search, "waiting_for_worker")
-        jobs.release(session, key)
+        session.flush()
+        release(session, key)
         ask_for_prices(session, kit.target_id, context.settings)
         jobs.finish(session, job, "succeeded")
 
@@ -216,7 +214,9 @@ def _is_enough(context: AttemptContext, measured: _Measured, model: NetworkLaten
     assert kit.until_half_width is not None
     key = model_key(kit.target_id, kit.space_digest)
     with context.database.reading() as session:
-        budgets = [search.spec["latency_budget_ms"] for search in waiting_for(session, key)]
+        specs = [SearchCreate.model_validate(s.spec) for s in waiting_for(session, key)]
+    asked_of = [budget for spec in specs for budget in spec.budgets]
+    budgets = [one.latency_budget_ms for one in asked_of if one.target == kit.target_id]
     networks = [ms for s, ms in measured.found.measured_ms.items() if s.startswith("network:")]
     asked = budgets or [median(networks)]
     return all(is_known_well(model, ms, kit.until_half_width) for ms in asked)

@@ -12,6 +12,8 @@ from predictor.network import NetworkLatencyModel
 from search_core.effort import Effort, MachineProfile, Row, predict, spending
 from search_core.errors import ProfileDocumentError
 from search_core.space.space import SearchSpace
+from service.datasets.known import DatasetFacts
+from service.latency_models.documents import parsed
 from service.latency_models.repository import active_model
 from service.machines.models import Machine
 from service.machines.repository import last_seen_machine
@@ -42,7 +44,11 @@ class _Known:
 
 
 def expected_effort(
-    session: Session, spec: SearchCreate, space: SearchSpace, missing_measurements: int
+    session: Session,
+    spec: SearchCreate,
+    space: SearchSpace,
+    data: DatasetFacts,
+    missing_measurements: int,
 ) -> EffortRead | NoEffort:
     """What a search of `spec` will cost once a worker has it, or why that cannot be told.
 
@@ -52,13 +58,15 @@ def expected_effort(
     machine = _known_machine(session)
     if isinstance(machine, NoEffort):
         return machine
-    effort = _modelled(session, spec, space, machine.profile)
+    effort = _modelled(session, spec, space, data, machine.profile)
     earlier = alike_succeeded(session, spec, N_EARLIER)
-    factors = _factors(session, space, machine.profile, earlier)
+    if data.source != "builtin":  # another account's data set of that name is another one
+        earlier = [search for search in earlier if search.owner == data.owner]
+    factors = _factors(session, space, data, machine.profile, earlier)
     if factors:
         effort = effort.corrected(factors, len(earlier))
     if missing_measurements:
-        seconds = missing_measurements * _subject_seconds(session, spec.target)
+        seconds = missing_measurements * _subject_seconds(session, spec.budgets[0].target)
         effort = effort.plus({"awaiting_measurements": seconds})
     return _read(effort, machine)
 
@@ -81,25 +89,32 @@ def _known_machine(session: Session) -> _Known | NoEffort:
 
 
 def _modelled(
-    session: Session, spec: SearchCreate, space: SearchSpace, machine: MachineProfile
+    session: Session,
+    spec: SearchCreate,
+    space: SearchSpace,
+    data: DatasetFacts,
+    machine: MachineProfile,
 ) -> Effort:
     """The model's prediction, with the measurements that the search waits for."""
-    plan = search_plan(spec, space)
-    row = active_model(session, spec.target, space.digest)
+    plan = search_plan(spec, space, data)
+    n_goals = len(spec.budgets) if spec.together == "each" else 1
+    budget = spec.budgets[0]
+    row = active_model(session, budget.target, space.digest)
     decided = None
     if row is not None:
-        decided = _decided(NetworkLatencyModel.from_document(row.document), spec.latency_budget_ms)
-    last = "comparing" if spec.random_baseline else "verifying"
-    table = measuring_seconds("table", spec.latency_budget_ms)
-    certificate = measuring_seconds("certificate", spec.latency_budget_ms)
+        decided = _decided(parsed(row), budget.latency_budget_ms)
+    table = sum(measuring_seconds("table", b.latency_budget_ms) for b in spec.budgets)
+    certificate = sum(measuring_seconds("certificate", b.latency_budget_ms) for b in spec.budgets)
     waiting = {"deriving": table, "verifying": certificate}
-    if spec.random_baseline:
-        waiting["comparing"] = table
-    return (
-        predict(plan, machine, decided)
-        .plus(waiting)
-        .plus({last: _PUBLISHING_SHARE * machine.start_up_seconds})
-    )
+    n_baselines = spec.random_baseline + spec.hand_made_baseline
+    if n_baselines:
+        waiting["comparing"] = n_baselines * table / n_goals
+    last = "comparing" if n_baselines else "verifying"
+    effort = predict(plan, machine, decided)
+    if n_goals > 1:  # each network is trained for itself
+        training = effort.seconds_by_phase.get("training", 0.0)
+        effort = effort.plus({"training": (n_goals - 1) * training})
+    return effort.plus(waiting).plus({last: _PUBLISHING_SHARE * machine.start_up_seconds})
 
 
 def _decided(model: NetworkLatencyModel, budget_ms: float) -> tuple[Row, ...]:
@@ -127,13 +142,17 @@ def _subject_seconds(session: Session, target_id: str) -> float:
 
 
 def _factors(
-    session: Session, space: SearchSpace, machine: MachineProfile, earlier: Sequence[Search]
+    session: Session,
+    space: SearchSpace,
+    data: DatasetFacts,
+    machine: MachineProfile,
+    earlier: Sequence[Search],
 ) -> dict[str, float]:
     """For each phase, the median of what earlier searches took over what the model says."""
     ratios: dict[str, list[float]] = {}
     for search in earlier:
         spec = SearchCreate.model_validate(search.spec)
-        modelled = _modelled(session, spec, space, machine).seconds_by_phase
+        modelled = _modelled(session, spec, space, data, machine).seconds_by_phase
         for phase, taken in search.seconds_by_phase.items():
             if modelled.get(phase, 0.0) > 0.0:
                 ratios.setdefault(phase, []).append(taken / modelled[phase])

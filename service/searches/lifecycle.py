@@ -1,183 +1,140 @@
-"""What may happen to a search, and when; every change of status goes through here."""
+"""What may happen to a search once it exists; every change of status goes through here.
+
+    queued --> running --> succeeded | infeasible | failed
+      |           |
+      |           +--> pausing ----> paused --> queued     (`resume`)
+      |           +--> cancelling -> cancelled
+      +--> paused | cancelled, at once
+
+The last four of `schemas.Status` are terminal: nothing changes them again. An attempt that ends
+without a word, `attempt_lost`, sends a running search back to the queue and completes what was
+asked of a stopping one.
+"""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from predictor.kits import plan_kit
-from predictor.network import NetworkLatencyModel
-from search_core.data.catalogue import dataset_info
-from search_core.space.presets import get_space, space_names
-from search_core.space.space import SearchSpace
-from service.agents.repository import n_online
-from service.artifacts import ArtifactStore
-from service.auth.models import ApiKey
-from service.db.base import new_id, utc_now
-from service.db.database import Database, take_turns
-from service.errors import BudgetUnreachableError, ConflictError, InvalidRequestError
+from search_core.space.presets import get_space
+from service.db.base import utc_now
+from service.errors import ConflictError
 from service.jobs import repository as jobs
 from service.latency_models.repository import active_model
-from service.measurements.kits import build_files, ensure_kit
-from service.measurements.repository import cancel_tasks, find_kit, kit_progress, supersede
-from service.searches.effort import expected_effort
+from service.measurements.repository import cancel_tasks, find_kit
 from service.searches.models import Search
-from service.searches.repository import append_event, find_by_idempotency_key, get_search
-from service.searches.schemas import TERMINAL, Feasibility, NoEffort, SearchCreate
-from service.settings import Settings
-from service.spaces.catalogue import searchable_datasets, searchable_space
-from service.targets.models import Target
-from service.targets.repository import named_target
+from service.searches.repository import append_event, get_search, targets_of, waiting_for
+from service.searches.schemas import TERMINAL
+from service.webhooks.outbox import queue_deliveries
 
 SEARCH_JOB = "search"
 
+Action = Literal["cancel", "pause", "resume"]
+
+_ALLOWED: dict[Action, tuple[str, ...]] = {
+    "cancel": ("queued", "running", "pausing", "paused"),
+    "pause": ("queued", "running"),
+    "resume": ("paused",),
+}
+_DONE_ALREADY: dict[Action, tuple[str, ...]] = {
+    "cancel": ("cancelling", "cancelled"),
+    "pause": ("pausing", "paused"),
+    "resume": ("queued", "running"),
+}
+
 
 def model_key(target_id: str, space_digest: str) -> str:
-    """What a search waits for until its space has been measured and fitted on its target."""
+    """What a search waits for until its space has been measured and fitted on a target."""
     return f"latency_model:{target_id}:{space_digest}"
 
 
-def preflight(session: Session, spec: SearchCreate, settings: Settings) -> Feasibility:
-    """Which budgets the target can meet, and what the search costs, before anything is paid for.
+def allowed_actions(status: str) -> list[Action]:
+    """What may be asked of a search in that status."""
+    return [action for action, statuses in _ALLOWED.items() if status in statuses]
+
+
+# -- what people ask for ---------------------------------------------------------------
+
+
+def cancel(session: Session, search: Search) -> bool:
+    """Stop a search for good: at once while it waits, at its next step while it runs.
+
+    Args:
+        search: locked.
+
+    Returns:
+        Whether that changed anything; asking twice is harmless.
 
     Raises:
-        InvalidRequestError: unknown target or data set, or images that do not fit the space.
-        UnknownSpaceError: no space of that name.
+        ConflictError: it has ended otherwise.
     """
-    space = searchable_space(spec.search_space)
-    target = named_target(session, spec.target)
-    _check_dataset(spec, space)
-    feasibility = _feasibility(session, spec, space, target.id)
-    feasibility.agents_online = n_online(session, target.id, settings.agent_offline_seconds)
-    found = expected_effort(session, spec, space, feasibility.missing_measurements)
-    if isinstance(found, NoEffort):
-        feasibility.no_effort = found
+    if not _may(search, "cancel"):
+        return False
+    if jobs.cancel_queued(session, search.id):
+        end(session, search, "cancelled", code="user_cancelled", text="Cancelled while it waited.")
     else:
-        feasibility.effort = found
-    return feasibility
+        jobs.ask_to_stop(session, search.id)
+        _set_status(session, search, "cancelling")
+    return True
 
 
-def _feasibility(
-    session: Session, spec: SearchCreate, space: SearchSpace, target_id: str
-) -> Feasibility:
-    row = active_model(session, target_id, space.digest)
-    if row is None:
-        kit = find_kit(session, target_id, space.digest)
-        done = kit_progress(session, kit.id).get("done", 0) if kit else 0
-        return Feasibility(
-            feasible=None,
-            fastest_ms=None,
-            slowest_ms=None,
-            latency_model=None,
-            margin=None,
-            missing_measurements=len(plan_kit(space)) - done,
-            agents_online=0,
-        )
-    model = NetworkLatencyModel.from_document(row.document)
-    fastest_ms, slowest_ms = model.band_ms
-    return Feasibility(
-        feasible=spec.latency_budget_ms >= fastest_ms,
-        fastest_ms=fastest_ms,
-        slowest_ms=slowest_ms,
-        latency_model=row.id,
-        margin=model.margin,
-        missing_measurements=0,
-        agents_online=0,
-        stale=row.stale["text"] if row.stale else None,
-    )
-
-
-def build_kit_files(database: Database, artifacts: ArtifactStore, spec: SearchCreate) -> None:
-    """Build what has to be measured before `spec` can be searched, if anything has.
-
-    What is wrong with `spec` is for `create` to say.
-    """
-    if spec.search_space not in space_names():
-        return
-    space = get_space(spec.search_space)
-    with database.reading() as session:
-        target = session.get(Target, spec.target)
-        if target is None or spec.dataset not in searchable_datasets(space):
-            return
-        if active_model(session, target.id, space.digest) is not None:
-            return
-        precision, batch = target.profile["precision"], target.profile["batch"]
-    build_files(database, artifacts, space, precision, batch)
-
-
-def create(
-    session: Session,
-    settings: Settings,
-    key: ApiKey,
-    spec: SearchCreate,
-    idempotency_key: str | None,
-) -> Search:
-    """A new search and its job, in one transaction; the same key gives the same search.
-
-    A space that was never measured on the target gets its kit, and the job waits for the
-    latency model.
+def pause(session: Session, search: Search) -> bool:
+    """Keep what was reached and give the worker back, until `resume`; as `cancel` otherwise.
 
     Raises:
-        InvalidRequestError: something the spec names does not exist.
-        BudgetUnreachableError: no network of the space is that fast on the target.
-        ConflictError: the idempotency key was used for another spec.
+        ConflictError: it has ended, or is being cancelled.
     """
-    if idempotency_key is not None:
-        take_turns(session, f"idempotency:{key.account}:{idempotency_key}")
-        earlier = find_by_idempotency_key(session, key.account, idempotency_key)
-        if earlier is not None:
-            if earlier.spec != spec.model_dump():
-                raise ConflictError(
-                    f"Idempotency-Key {idempotency_key!r} was used for search {earlier.id} "
-                    "with another body"
-                )
-            return earlier
-    space = searchable_space(spec.search_space)
-    take_turns(session, model_key(spec.target, space.digest))  # it may be fitted right now
-    feasibility = preflight(session, spec, settings)
-    if feasibility.feasible is False:
-        assert feasibility.fastest_ms is not None
-        raise BudgetUnreachableError(
-            f"no network of {spec.search_space} runs in {spec.latency_budget_ms:g} ms on this "
-            f"target; the fastest takes {feasibility.fastest_ms:.4g} ms",
-            field="latency_budget_ms",
-            fastest_ms=feasibility.fastest_ms,
-            slowest_ms=feasibility.slowest_ms,
+    if not _may(search, "pause"):
+        return False
+    if jobs.park_queued(session, search.id):
+        paused(session, search)
+    else:
+        jobs.ask_to_stop(session, search.id)
+        _set_status(session, search, "pausing")
+    return True
+
+
+def resume(session: Session, search: Search) -> bool:
+    """Queue a paused search again; it goes on from its last checkpoint.
+
+    Raises:
+        ConflictError: it has ended, or its attempt has not stopped yet.
+    """
+    if not _may(search, "resume"):
+        return False
+    jobs.unpark(session, search.id)
+    job = jobs.of_subject(session, search.id)
+    search.phase_since = utc_now()  # being paused is nobody's time
+    waits = job is not None and job.blocked_on is not None
+    _set_status(session, search, "queued")
+    enter_phase(session, search, "awaiting_measurements" if waits else "waiting_for_worker")
+    return True
+
+
+def _may(search: Search, action: Action) -> bool:
+    if search.status in _DONE_ALREADY[action]:
+        return False
+    if search.status not in _ALLOWED[action]:
+        allowed = allowed_actions(search.status)
+        hint = f"; possible now: {', '.join(allowed)}" if allowed else ""
+        if action == "resume" and search.status == "pausing":
+            hint = "; ask again once it is paused"
+        raise ConflictError(
+            f"search {search.id} is {search.status}: it cannot {action}{hint}",
+            current_status=search.status,
+            allowed=allowed,
         )
-    measured = feasibility.latency_model is not None
-    now = utc_now()
-    search = Search(
-        id=new_id("srch"),
-        owner_key_id=key.id,
-        owner=key.account,
-        idempotency_key=idempotency_key,
-        target_id=spec.target,
-        spec=spec.model_dump(),
-        status="queued",
-        phase="waiting_for_worker" if measured else "awaiting_measurements",
-        phase_since=now,
-        feasibility=feasibility.model_dump(),
-        seconds_by_phase={},
-        latency_model_id=feasibility.latency_model,
-        created_at=now,
-    )
-    session.add(search)
-    session.flush()
-    if not measured:
-        kit = ensure_kit(session, named_target(session, spec.target), space)
-        fit = jobs.of_subject(session, kit.id)
-        if fit and fit.status == "failed" and set(kit_progress(session, kit.id)) == {"done"}:
-            supersede(session, kit.id)  # no model could be fitted to what was measured
-    jobs.enqueue(
-        session,
-        SEARCH_JOB,
-        search.id,
-        owner=key.account,
-        max_attempts=settings.max_attempts,
-        blocked_on=None if measured else model_key(spec.target, space.digest),
-    )
-    append_event(session, search.id, "status", {"status": "queued"})
-    return search
+    return True
+
+
+# -- what attempts do ------------------------------------------------------------------
+
+
+def start(session: Session, search: Search) -> None:
+    """An attempt has begun."""
+    search.started_at = search.started_at or utc_now()
+    if search.status == "queued":
+        _set_status(session, search, "running")
 
 
 def enter_phase(session: Session, search: Search, phase: str) -> None:
@@ -188,15 +145,20 @@ def enter_phase(session: Session, search: Search, phase: str) -> None:
     search.progress = None
     search.status_reason = None
     append_event(session, search.id, "phase", {"phase": phase})
+    queue_deliveries(session, search, "search.phase", {"phase": phase})
 
 
-def start(session: Session, search: Search, latency_model_id: str) -> None:
-    """An attempt has begun."""
-    search.latency_model_id = latency_model_id
-    search.started_at = search.started_at or utc_now()
-    if search.status == "queued":
-        search.status = "running"
-        append_event(session, search.id, "status", {"status": "running"})
+def paused(session: Session, search: Search) -> None:
+    """No attempt runs any more, and none will before `resume`."""
+    now = utc_now()
+    _charge(search, now)
+    search.phase_since = now
+    search.status_reason = {
+        "code": "user_paused",
+        "text": "Paused; `resume` goes on from the last checkpoint.",
+        "since": now.isoformat(),
+    }
+    _set_status(session, search, "paused")
 
 
 def end(
@@ -204,7 +166,7 @@ def end(
     search: Search,
     status: str,
     *,
-    code: str | None = None,
+    code: str,
     text: str = "",
     result: dict[str, Any] | None = None,
 ) -> None:
@@ -216,70 +178,95 @@ def end(
     if search.status in TERMINAL:
         raise ConflictError(f"search {search.id} has already {search.status}")
     now = utc_now()
-    _charge(search, now)
-    search.status, search.phase, search.phase_since = status, "done", now
+    if search.status != "paused":
+        _charge(search, now)
+    search.phase, search.phase_since = "done", now
     search.finished_at = now
     search.progress = None
-    search.status_reason = (
-        {"code": code, "text": text, "since": now.isoformat()} if code is not None else None
-    )
+    search.status_reason = {"code": code, "text": text, "since": now.isoformat()}
     search.result = result
     cancel_tasks(session, search.id)
-    append_event(session, search.id, "status", {"status": status, "code": code, "text": text})
-
-
-def cancel(session: Session, search_id: str) -> Search:
-    """Stop a search: at once while it is queued, at its next step while it runs.
-
-    Raises:
-        ConflictError: it has ended already.
-    """
-    search = get_search(session, search_id, lock=True)
-    if search.status in TERMINAL:
-        raise ConflictError(f"search {search.id} has already {search.status}")
-    if jobs.cancel_queued(session, search.id):
-        end(session, search, "cancelled", code="user_cancelled", text="Cancelled while queued.")
-    elif search.status != "cancelling":
-        search.status = "cancelling"
-        append_event(session, search.id, "status", {"status": "cancelling"})
-    return search
+    _set_status(session, search, status, code=code, text=text)
 
 
 def attempt_lost(
-    session: Session, search_id: str, outcome: str, *, has_attempts_left: bool
+    session: Session,
+    search_id: str,
+    outcome: str,
+    *,
+    has_attempts_left: bool,
+    text: str | None = None,
 ) -> None:
-    """The attempt died without a word: wait for the next one, or end."""
+    """The attempt ended without a word: do what was asked of it, wait for another, or end.
+
+    Args:
+        outcome: a reason's code, such as ``worker_lost`` or ``out_of_memory``.
+    """
     search = get_search(session, search_id, lock=True)
     if search.status in TERMINAL:
         return
     if search.status == "cancelling":
-        job = jobs.of_subject(session, search_id)
-        if job is not None and job.status == "queued":
-            jobs.cancel_queued(session, search_id)
+        jobs.cancel_queued(session, search.id)
         end(session, search, "cancelled", code="user_cancelled", text="Cancelled.")
-    elif has_attempts_left:
-        search.status = "queued"
-        enter_phase(session, search, "waiting_for_worker")
-        append_event(session, search.id, "warning", {"code": outcome})
+    elif not has_attempts_left:
+        told = text or "Every attempt ended this way; the worker's log says why."
+        end(session, search, "failed", code=outcome, text=told)
+    elif search.status == "pausing":
+        jobs.park_queued(session, search.id)
+        paused(session, search)
     else:
-        end(
-            session,
-            search,
-            "failed",
-            code=outcome,
-            text="Every attempt ended this way; the worker's log says why.",
-        )
+        _set_status(session, search, "queued")
+        enter_phase(session, search, "waiting_for_worker")
+        append_event(session, search.id, "warning", {"code": outcome, "text": text or ""})
 
 
-def _check_dataset(spec: SearchCreate, space: SearchSpace) -> None:
-    info = dataset_info(spec.dataset)
-    got = (info.channels, info.resolution_px, info.n_classes)
-    needed = (space.in_channels, space.resolution_px, space.n_classes)
-    if got != needed:
-        raise InvalidRequestError(
-            f"{space.name} takes (channels, pixels, classes) {needed}, {info.name} has {got}",
-            field="dataset",
-        )
+# -- what searches wait for ------------------------------------------------------------
+
+
+def release(session: Session, key: str) -> None:
+    """A latency model is there: let go who waited for it, unless it lacks another one."""
+    for search in waiting_for(session, key):
+        job = jobs.of_subject(session, search.id)
+        assert job is not None
+        job.blocked_on = first_missing(session, search)
+        if job.blocked_on is None:
+            if search.status == "queued":
+                enter_phase(session, search, "waiting_for_worker")
+        elif _cannot_come(session, job.blocked_on):
+            _give_up(session, search, "no model could be fitted to what was measured")
+
+
+def give_up(session: Session, key: str, text: str) -> None:
+    """A latency model will not come: end who waited for it."""
+    for search in waiting_for(session, key):
+        _give_up(session, search, text)
+
+
+def first_missing(session: Session, search: Search) -> str | None:
+    """The key of the first latency model that a search still lacks."""
+    space = get_space(search.spec["search_space"])
+    for row in targets_of(session, search.id):
+        if active_model(session, row.target_id, space.digest) is None:
+            return model_key(row.target_id, space.digest)
+    return None
+
+
+def _cannot_come(session: Session, key: str) -> bool:
+    _, target_id, digest = key.split(":")
+    kit = find_kit(session, target_id, digest)
+    fit = jobs.of_subject(session, kit.id) if kit else None
+    return fit is not None and fit.status == "failed"
+
+
+def _give_up(session: Session, search: Search, text: str) -> None:
+    jobs.cancel_queued(session, search.id)
+    end(session, search, "failed", code="no_latency_model", text=text)
+
+
+def _set_status(session: Session, search: Search, status: str, **told: str) -> None:
+    search.status = status
+    append_event(session, search.id, "status", {"status": status, **told})
+    queue_deliveries(session, search, f"search.{status}", {"status": status, **told})  # type: ignore[arg-type]
 
 
 def _charge(search: Search, now: datetime) -> None:

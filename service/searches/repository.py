@@ -1,15 +1,17 @@
 """Every statement on searches, their events and their files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.auth.principal import Principal
 from service.db.base import utc_now
 from service.errors import NotFoundError
 from service.jobs.models import Job
-from service.searches.models import Search, SearchArtifact, SearchEvent
+from service.searches.models import Search, SearchArtifact, SearchEvent, SearchTarget
 from service.searches.schemas import SearchCreate
 
 
@@ -25,6 +27,20 @@ def get_search(session: Session, search_id: str, *, lock: bool = False) -> Searc
     return search
 
 
+def get_seen(
+    session: Session, search_id: str, principal: Principal, *, lock: bool = False
+) -> Search:
+    """The same for who asks: what he may not see does not exist for him.
+
+    Raises:
+        NotFoundError: there is none that he may see.
+    """
+    search = get_search(session, search_id, lock=lock)
+    if not principal.sees(search.owner):
+        raise NotFoundError(f"no search has id {search_id}")
+    return search
+
+
 def find_by_idempotency_key(session: Session, owner: str, key: str) -> Search | None:
     """The search an owner created with this key."""
     return session.scalars(
@@ -32,16 +48,65 @@ def find_by_idempotency_key(session: Session, owner: str, key: str) -> Search | 
     ).first()
 
 
+@dataclass(frozen=True)
+class SearchFilter:
+    """Which searches a list is to have; None means any.
+
+    Attributes:
+        owner: their account.
+        tags: all of which they have.
+        archived: archived ones instead of the others; None: both.
+    """
+
+    owner: str | None = None
+    status: str | None = None
+    kind: str | None = None
+    target_id: str | None = None
+    parent_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    archived: bool | None = None
+
+
 def list_searches(
-    session: Session, status: str | None, cursor: str | None, limit: int
+    session: Session, wanted: SearchFilter, cursor: str | None, limit: int, *, oldest_first: bool
 ) -> Sequence[Search]:
-    """A page of searches, newest first."""
-    statement = select(Search).order_by(Search.id.desc()).limit(limit)
-    if status:
-        statement = statement.where(Search.status == status)
+    """A page of searches by the time of their creation; the cursor is the last id seen."""
+    order = Search.id if oldest_first else Search.id.desc()
+    statement = select(Search).order_by(order).limit(limit)
+    for column, value in (
+        (Search.owner, wanted.owner),
+        (Search.status, wanted.status),
+        (Search.kind, wanted.kind),
+        (Search.parent_id, wanted.parent_id),
+    ):
+        if value is not None:
+            statement = statement.where(column == value)
+    if wanted.target_id is not None:
+        statement = statement.join(SearchTarget).where(SearchTarget.target_id == wanted.target_id)
+    for name, value in wanted.tags.items():
+        statement = statement.where(Search.tags[name].as_string() == value)
+    if wanted.archived is not None:
+        there = Search.archived_at.is_not(None)
+        statement = statement.where(there if wanted.archived else ~there)
     if cursor:
-        statement = statement.where(Search.id < cursor)
+        statement = statement.where(Search.id > cursor if oldest_first else Search.id < cursor)
     return session.scalars(statement).all()
+
+
+def targets_of(session: Session, search_id: str) -> Sequence[SearchTarget]:
+    """The targets of a search."""
+    return session.scalars(
+        select(SearchTarget)
+        .where(SearchTarget.search_id == search_id)
+        .order_by(SearchTarget.target_id)
+    ).all()
+
+
+def children_of(session: Session, search_id: str, limit: int) -> Sequence[Search]:
+    """The latest searches that come from one."""
+    return session.scalars(
+        select(Search).where(Search.parent_id == search_id).order_by(Search.id.desc()).limit(limit)
+    ).all()
 
 
 def alike_succeeded(session: Session, spec: SearchCreate, limit: int) -> Sequence[Search]:
@@ -60,11 +125,11 @@ def alike_succeeded(session: Session, spec: SearchCreate, limit: int) -> Sequenc
 
 
 def waiting_for(session: Session, blocked_on: str) -> Sequence[Search]:
-    """The searches whose job waits for `blocked_on`."""
+    """The searches whose job waits for `blocked_on`, paused ones among them."""
     return session.scalars(
         select(Search)
         .join(Job, Job.subject_id == Search.id)
-        .where(Job.blocked_on == blocked_on, Job.status == "queued")
+        .where(Job.blocked_on == blocked_on, Job.status.in_(("queued", "paused")))
     ).all()
 
 
@@ -115,3 +180,8 @@ def get_artifact(session: Session, search_id: str, name: str) -> SearchArtifact:
         names = ", ".join(a.name for a in list_artifacts(session, search_id)) or "none yet"
         raise NotFoundError(f"search {search_id} has no artifact {name!r}; it has: {names}")
     return artifact
+
+
+def has_artifact(session: Session, search_id: str, name: str) -> bool:
+    """Whether a search has a file of that name."""
+    return session.get(SearchArtifact, (search_id, name)) is not None

@@ -1,4 +1,4 @@
-"""Routes of searches."""
+"""Routes of searches: ask for them, read them, act on them."""
 
 import asyncio
 import time
@@ -8,10 +8,9 @@ from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from predictor.network import NetworkLatencyModel
-from search_core.space.presets import get_space
-from service.agents.repository import n_online
-from service.auth.access import User
+from service.auth.access import User, Viewer
+from service.auth.principal import Principal
+from service.db.base import utc_now
 from service.dependencies import (
     Artifacts,
     CurrentDatabase,
@@ -21,45 +20,59 @@ from service.dependencies import (
     ReadSession,
     WriteSession,
 )
-from service.errors import ConflictError
+from service.errors import PreconditionFailedError, PreconditionRequiredError, TailorError
 from service.jobs import repository as jobs
-from service.latency_models.repository import get_model
-from service.measurements.repository import find_kit, kit_progress
-from service.schemas import Page, next_cursor
-from service.searches import lifecycle
+from service.schemas import Name, Page, Text, next_cursor
+from service.searches import creation, lifecycle
 from service.searches.models import Search
-from service.searches.repository import (
-    get_artifact,
-    get_search,
-    list_artifacts,
-    list_events,
-    list_searches,
-)
+from service.searches.preflight import preflight
+from service.searches.reading import read_search, read_searches
+from service.searches.repository import SearchFilter, get_seen, list_searches
 from service.searches.schemas import (
-    TERMINAL,
-    ArchitectureRead,
-    ArtifactList,
-    ArtifactRead,
-    AttemptRead,
-    EventList,
-    EventRead,
+    BulkAction,
+    BulkItem,
+    BulkResult,
+    Comparison,
     Feasibility,
+    Kind,
+    SearchClone,
     SearchCreate,
+    SearchDerive,
+    SearchExtend,
+    SearchPatch,
     SearchRead,
     Status,
-    StatusReason,
 )
 from service.settings import Settings
 
 router = APIRouter(prefix="/searches", tags=["searches"])
 
 _WAIT_POLL_SECONDS = 0.2
+_MAKES: dict[int | str, dict[str, Any]] = {
+    200: {"model": SearchRead, "description": "Made before, under the same key."}
+}
+_ACTS: dict[int | str, dict[str, Any]] = {
+    202: {"model": SearchRead, "description": "It will stop at its next step."}
+}
+
+IdempotencyKey = Annotated[
+    Text | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        description="The same key makes the same search once, however often it is asked for.",
+    ),
+]
+IfMatch = Annotated[str | None, Header(max_length=200)]
 
 
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    responses={200: {"model": Feasibility, "description": "The preflight, with `dry_run`."}},
+    response_model=SearchRead | Feasibility,
+    responses={
+        200: {"model": SearchRead | Feasibility, "description": "Made before; a preflight."}
+    },
 )
 def create(
     body: SearchCreate,
@@ -70,190 +83,331 @@ def create(
     user: User,
     response: Response,
     dry_run: Annotated[bool, Query(description="Answer the preflight, store nothing.")] = False,
-    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> SearchRead | Feasibility:
-    """Queue a search: a target and a latency budget in, a measured network out."""
+    """Queue a search: targets and latency budgets in, measured networks out."""
     if dry_run:
         response.status_code = status.HTTP_200_OK
-        return lifecycle.preflight(session, body, settings)
-    lifecycle.build_kit_files(database, artifacts, body)
-    search = lifecycle.create(session, settings, user, body, idempotency_key)
-    session.flush()
-    response.headers["Location"] = f"/v1/searches/{search.id}"
-    return _read(session, search, settings)
+        return preflight(session, user.account, body, settings)
+    creation.build_kit_files(database, artifacts, user.account, body)
+    wish = creation.Wish(body, body, idempotency_key=idempotency_key)
+    return _make(session, settings, user, wish, response)
 
 
 @router.get("")
 def list_all(
     session: ReadSession,
     settings: CurrentSettings,
-    _: User,
+    viewer: Viewer,
     status: Annotated[Status | None, Query()] = None,
+    kind: Annotated[Kind | None, Query()] = None,
+    target: Annotated[Name | None, Query()] = None,
+    parent: Annotated[Name | None, Query()] = None,
+    owner: Annotated[
+        Name | None, Query(description="Operators see every account's, others their own.")
+    ] = None,
+    tag: Annotated[
+        list[Text] | None, Query(max_length=10, description="name:value; repeat for several.")
+    ] = None,
+    archived: Annotated[bool | None, Query(description="Only these, or none of them.")] = None,
+    order: Annotated[str, Query(pattern="^-?created_at$")] = "-created_at",
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> Page[SearchRead]:
     """Searches, newest first."""
-    rows = list_searches(session, status, cursor, limit)
-    items = [_read(session, row, settings) for row in rows]
+    pairs = (one.partition(":") for one in tag or ())
+    wanted = SearchFilter(
+        owner=owner if viewer.may("operator") else viewer.account,
+        status=status,
+        kind=kind,
+        target_id=target,
+        parent_id=parent,
+        tags={name: value for name, _, value in pairs},
+        archived=archived,
+    )
+    if owner is not None and not viewer.sees(owner):
+        return Page[SearchRead](items=[])
+    rows = list_searches(session, wanted, cursor, limit, oldest_first=order == "created_at")
+    items = read_searches(session, rows, settings)
     return Page[SearchRead](items=items, next_cursor=next_cursor(items, limit))
 
 
+@router.get("/compare")
+def compare(
+    session: ReadSession,
+    settings: CurrentSettings,
+    viewer: Viewer,
+    ids: Annotated[list[Name], Query(min_length=2, max_length=6)],
+) -> Comparison:
+    """Two to six searches side by side, and what their specs do not share."""
+    found = [get_seen(session, one, viewer) for one in ids]
+    items = read_searches(session, found, settings)
+    specs = [item.spec.model_dump() for item in items]
+    differs = {
+        name: [spec[name] for spec in specs]
+        for name in specs[0]
+        if any(spec[name] != specs[0][name] for spec in specs)
+    }
+    return Comparison(items=items, differs=differs)
+
+
+@router.post("/bulk")
+def bulk(body: BulkAction, session: WriteSession, user: User) -> BulkResult:
+    """One action on up to 200 searches; each is done or refused by itself."""
+    # in one order, so that two requests about the same searches never wait for each other
+    done = {one: _one_of_many(session, body, one, user) for one in sorted(set(body.ids))}
+    return BulkResult(items=[done[one] for one in body.ids])
+
+
 @router.get("/{search_id}")
-def get(search_id: str, session: ReadSession, settings: CurrentSettings, _: User) -> SearchRead:
-    """One search: status, phase, progress, result."""
-    return _read(session, get_search(session, search_id), settings)
-
-
-@router.post("/{search_id}/cancel")
-def cancel(search_id: str, session: WriteSession, settings: CurrentSettings, _: User) -> SearchRead:
-    """Stop a search: at once while queued, at its next step while running."""
-    search = lifecycle.cancel(session, search_id)
-    session.flush()
-    return _read(session, search, settings)
-
-
-@router.get("/{search_id}/events")
-async def events(
+async def get(
     search_id: str,
     database: CurrentDatabase,
-    _: User,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="Number of the last event seen.")] = 0,
-    limit: Limit = 200,
-    wait: Annotated[float, Query(ge=0, le=25, description="Seconds to wait for news.")] = 0.0,
-) -> EventList:
-    """Events after a number, oldest first; waits for some unless the search has ended."""
+    settings: CurrentSettings,
+    viewer: Viewer,
+    response: Response,
+    wait: Annotated[float, Query(ge=0, le=30, description="Seconds to wait for a change.")] = 0.0,
+    if_none_match: IfMatch = None,
+) -> SearchRead:
+    """One search: status, phase, progress, result.
 
-    def look() -> tuple[EventList, bool]:
+    With the `ETag` of an earlier answer as `If-None-Match`, 304 when nothing has changed; with
+    `wait` besides, the answer comes when something has.
+    """
+
+    def look() -> SearchRead | None:
         with database.reading() as session:
-            search = get_search(session, search_id)
-            rows = list_events(session, search_id, after, limit)
-            items = [EventRead.model_validate(row) for row in rows]
-            return EventList(items=items), search.status in TERMINAL
+            search = get_seen(session, search_id, viewer)
+            if if_none_match is not None and _etag(search) in _etags(if_none_match):
+                return None
+            response.headers["ETag"] = _etag(search)
+            return read_search(session, search, settings)
 
     deadline = time.monotonic() + wait
-    while True:
-        found, ended = await run_in_threadpool(look)
-        if found.items or ended or time.monotonic() >= deadline:
-            return found
-        await asyncio.sleep(_WAIT_POLL_SECONDS)
-
-
-@router.get("/{search_id}/architecture")
-def architecture(search_id: str, session: ReadSession, _: User) -> ArchitectureRead:
-    """The network that was found: predicted, measured, and where its time goes."""
-    search = get_search(session, search_id)
-    if search.result is None or search.latency_model_id is None:
-        raise ConflictError(
-            f"search {search.id} is {search.status} and has no architecture"
-            + ("" if search.status in TERMINAL else " yet")
-        )
-    network: dict[str, Any] = search.result["network"]
-    spec = SearchCreate.model_validate(search.spec)
-    space = get_space(spec.search_space)
-    decided = space.parse(network["architecture"])
-    model = NetworkLatencyModel.from_document(get_model(session, search.latency_model_id).document)
-    rows = zip(model.table_ms, decided.choices, strict=True)
-    return ArchitectureRead(
-        **network,
-        search=search.id,
-        search_space=spec.search_space,
-        latency_budget_ms=spec.latency_budget_ms,
-        within_budget=search.status == "succeeded",
-        layers=[str(block) for block in space.blocks(decided)],
-        layer_ms=[row[choice] for row, choice in rows],
-        seconds_by_phase=search.seconds_by_phase,
-    )
-
-
-@router.get("/{search_id}/artifacts")
-def artifacts_of(search_id: str, session: ReadSession, _: User) -> ArtifactList:
-    """The files of a search."""
-    get_search(session, search_id)
-    items = [
-        ArtifactRead(
-            name=row.name,
-            sha256=row.sha256,
-            size_bytes=row.size_bytes,
-            media_type=row.media_type,
-            url=f"/v1/searches/{search_id}/artifacts/{row.name}",
-        )
-        for row in list_artifacts(session, search_id)
-    ]
-    return ArtifactList(items=items)
-
-
-@router.get("/{search_id}/artifacts/{name}", response_class=Response)
-def download(
-    search_id: str, name: str, session: ReadSession, artifacts: Artifacts, _: User
-) -> Response:
-    """One file; its ETag is the sha256 of its content."""
-    get_search(session, search_id)
-    row = get_artifact(session, search_id, name)
-    return Response(
-        artifacts.get(row.sha256),
-        media_type=row.media_type,
-        headers={
-            "ETag": f'"{row.sha256}"',
-            "Content-Disposition": f'attachment; filename="{row.name}"',
-        },
-    )
-
-
-def _read(session: Session, search: Search, settings: Settings) -> SearchRead:
-    job = jobs.of_subject(session, search.id)
-    attempts = jobs.attempts(session, job.id) if job else []
-    base = f"/v1/searches/{search.id}"
-    return SearchRead(
-        id=search.id,
-        status=search.status,
-        phase=search.phase,
-        status_reason=_reason(session, search, settings),
-        version=search.version,
-        spec=SearchCreate.model_validate(search.spec),
-        progress=search.progress,
-        feasibility=search.feasibility,
-        result=search.result,
-        seconds_by_phase=search.seconds_by_phase,
-        latency_model=search.latency_model_id,
-        attempts=[AttemptRead.model_validate(attempt) for attempt in attempts],
-        created_at=search.created_at,
-        started_at=search.started_at,
-        finished_at=search.finished_at,
-        links={
-            "self": base,
-            "events": f"{base}/events",
-            "architecture": f"{base}/architecture",
-            "artifacts": f"{base}/artifacts",
-        },
-    )
-
-
-def _reason(session: Session, search: Search, settings: Settings) -> StatusReason | None:
-    """Why the search waits or ended; a queued one always has a reason."""
-    if search.status_reason is not None:
-        return StatusReason.model_validate(search.status_reason)
-    if search.status != "queued":
-        return None
-    job = jobs.of_subject(session, search.id)
-    if job is not None and job.blocked_on is not None:
-        space = get_space(search.spec["search_space"])
-        kit = find_kit(session, search.target_id, space.digest)
-        counts = kit_progress(session, kit.id) if kit else {}
-        done, total = counts.get("done", 0), sum(counts.values())
-        text = f"{done} of {total} subjects of the space are measured on the target"
-        if n_online(session, search.target_id, settings.agent_offline_seconds):
-            return StatusReason(
-                code="awaiting_measurements", text=f"{text}.", since=search.phase_since
+    while (found := await run_in_threadpool(look)) is None:
+        if time.monotonic() >= deadline:
+            assert if_none_match is not None
+            return Response(  # type: ignore[return-value]
+                status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": if_none_match}
             )
-        return StatusReason(
-            code="no_agent_online",
-            text=f"{text}, and none of its agents is online; start one with `tailor agent run`.",
-            since=search.phase_since,
+        await asyncio.sleep(_WAIT_POLL_SECONDS)
+    return found
+
+
+@router.patch("/{search_id}")
+def change(
+    search_id: str,
+    body: SearchPatch,
+    session: WriteSession,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+    if_match: IfMatch = None,
+) -> SearchRead:
+    """Change tags, priority or whether it is archived; needs `If-Match` with its `ETag`."""
+    search = _locked(session, search_id, user)
+    _check_match(search, if_match)
+    if body.tags is not None:
+        search.tags = body.tags
+    if body.priority is not None:
+        search.priority = body.priority
+        jobs.set_priority(session, search.id, body.priority)
+    if body.archived is not None:
+        search.archived_at = (search.archived_at or utc_now()) if body.archived else None
+    session.flush()
+    response.headers["ETag"] = _etag(search)
+    return read_search(session, search, settings)
+
+
+# -- actions ---------------------------------------------------------------------------
+
+
+@router.post("/{search_id}/cancel", responses=_ACTS)
+def cancel(
+    search_id: str,
+    session: WriteSession,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+) -> SearchRead:
+    """Stop a search for good: at once while queued, at its next step while running."""
+    return _act(session, settings, user, search_id, "cancel", response)
+
+
+@router.post("/{search_id}/pause", responses=_ACTS)
+def pause(
+    search_id: str,
+    session: WriteSession,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+) -> SearchRead:
+    """Keep what was reached and give the worker back."""
+    return _act(session, settings, user, search_id, "pause", response)
+
+
+@router.post("/{search_id}/resume")
+def resume(
+    search_id: str,
+    session: WriteSession,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+) -> SearchRead:
+    """Queue a paused search again; it goes on from its last checkpoint."""
+    return _act(session, settings, user, search_id, "resume", response)
+
+
+@router.post("/{search_id}/clone", status_code=status.HTTP_201_CREATED, responses=_MAKES)
+def clone(
+    search_id: str,
+    body: SearchClone,
+    session: WriteSession,
+    database: CurrentDatabase,
+    artifacts: Artifacts,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SearchRead:
+    """Queue the same search once more, with what the body changes."""
+    with database.reading() as reading:
+        spec = creation.cloned(get_seen(reading, search_id, user), body)
+    creation.build_kit_files(database, artifacts, user.account, spec)  # writes, before we do
+    parent = get_seen(session, search_id, user)
+    wish = creation.Wish(spec, body, "search", parent, idempotency_key)
+    return _make(session, settings, user, wish, response)
+
+
+@router.post("/{search_id}/extend", status_code=status.HTTP_201_CREATED, responses=_MAKES)
+def extend(
+    search_id: str,
+    body: SearchExtend,
+    session: WriteSession,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SearchRead:
+    """Go on with a search that has ended: more epochs, or more time."""
+    parent = get_seen(session, search_id, user)
+    spec = creation.extended(session, parent, body)
+    wish = creation.Wish(spec, body, "extend", parent, idempotency_key)
+    return _make(session, settings, user, wish, response)
+
+
+@router.post("/{search_id}/derive", status_code=status.HTTP_201_CREATED, responses=_MAKES)
+def derive(
+    search_id: str,
+    body: SearchDerive,
+    session: WriteSession,
+    database: CurrentDatabase,
+    artifacts: Artifacts,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SearchRead:
+    """Networks at other budgets from the supernet of a search, without searching again."""
+    with database.reading() as reading:
+        spec = creation.derived(reading, get_seen(reading, search_id, user), body)
+    creation.build_kit_files(database, artifacts, user.account, spec)
+    parent = get_seen(session, search_id, user)
+    wish = creation.Wish(spec, body, "derive", parent, idempotency_key)
+    return _make(session, settings, user, wish, response)
+
+
+@router.post("/{search_id}/reproduce", status_code=status.HTTP_201_CREATED, responses=_MAKES)
+def reproduce(
+    search_id: str,
+    session: WriteSession,
+    settings: CurrentSettings,
+    user: User,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SearchRead:
+    """Run a search once more and say whether its logits and its network come out the same."""
+    parent = get_seen(session, search_id, user)
+    spec = creation.reproduced(session, parent)
+    wish = creation.Wish(spec, None, "reproduce", parent, idempotency_key)
+    return _make(session, settings, user, wish, response)
+
+
+def _make(
+    session: Session,
+    settings: Settings,
+    principal: Principal,
+    wish: creation.Wish,
+    response: Response,
+) -> SearchRead:
+    search, is_new = creation.create(session, settings, principal, wish)
+    if is_new:
+        session.info["audited"] = search.id
+    session.flush()
+    session.info["audited"] = search.id
+    response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
+    response.headers["Location"] = f"/v1/searches/{search.id}"
+    response.headers["ETag"] = _etag(search)
+    return read_search(session, search, settings)
+
+
+_DO = {"cancel": lifecycle.cancel, "pause": lifecycle.pause, "resume": lifecycle.resume}
+
+
+def _act(
+    session: Session,
+    settings: Settings,
+    principal: Principal,
+    search_id: str,
+    action: lifecycle.Action,
+    response: Response,
+) -> SearchRead:
+    search = _locked(session, search_id, principal)
+    if _DO[action](session, search) and search.status in ("pausing", "cancelling"):
+        response.status_code = status.HTTP_202_ACCEPTED
+    session.flush()
+    response.headers["ETag"] = _etag(search)
+    return read_search(session, search, settings)
+
+
+def _locked(session: Session, search_id: str, principal: Principal) -> Search:
+    jobs.lock_jobs(session, search_id)
+    return get_seen(session, search_id, principal, lock=True)
+
+
+def _one_of_many(
+    session: Session, body: BulkAction, search_id: str, principal: Principal
+) -> BulkItem:
+    try:
+        search = _locked(session, search_id, principal)
+        if body.action in _DO:
+            _DO[body.action](session, search)
+        elif body.action == "tag":
+            search.tags = {**search.tags, **body.tags}
+        else:
+            search.archived_at = utc_now() if body.action == "archive" else None
+    except TailorError as error:
+        return BulkItem(id=search_id, done=False, code=error.code, detail=error.detail)
+    return BulkItem(id=search_id, done=True, status=search.status)
+
+
+def _etag(search: Search) -> str:
+    return f'W/"{search.version}"'
+
+
+def _etags(header: str) -> list[str]:
+    """The tags of `If-Match` or `If-None-Match`, weak or not."""
+    bare = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return [f"W/{tag}" for tag in bare]
+
+
+def _check_match(search: Search, if_match: str | None) -> None:
+    if if_match is None:
+        raise PreconditionRequiredError(
+            "send the ETag of the search you read as If-Match, so that nobody's change is lost"
         )
-    place = jobs.position(session, job) if job else None
-    return StatusReason(
-        code="queue_position",
-        text="Waiting for a free worker; start one with `tailor worker`.",
-        since=search.phase_since,
-        position=place,
-    )
+    if if_match.strip() != "*" and _etag(search) not in _etags(if_match):
+        raise PreconditionFailedError(
+            f"search {search.id} is at version {search.version} now; read it again",
+            version=search.version,
+        )

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from search_core.data.catalogue import dataset_info
 from search_core.effort import SearchPlan, trains_weights
 from search_core.space.space import SearchSpace
+from service.datasets.known import DatasetFacts
 from service.searches.schemas import SearchCreate
 
 BATCH_SIZE = 32
@@ -37,9 +37,8 @@ class Schedule:
         )
 
 
-def search_plan(spec: SearchCreate, space: SearchSpace) -> SearchPlan:
+def search_plan(spec: SearchCreate, space: SearchSpace, data: DatasetFacts) -> SearchPlan:
     """What the attempt of `spec` will do, as far as it is decided beforehand."""
-    data = dataset_info(spec.dataset)
     schedule = Schedule.of(spec.epochs, data.n_train // BATCH_SIZE)
     inherited = schedule.search_steps if trains_weights(spec.algorithm) else 0
     return SearchPlan(
@@ -49,7 +48,11 @@ def search_plan(spec: SearchCreate, space: SearchSpace) -> SearchPlan:
         batch_size=BATCH_SIZE,
         search_steps=schedule.search_steps,
         warmup_steps=schedule.warmup_steps,
-        training_steps=schedule.total_steps - inherited,
-        baseline_steps=schedule.total_steps if spec.random_baseline else 0,
+        training_steps=(
+            schedule.total_steps - inherited
+            if spec.train_epochs is None
+            else spec.train_epochs * (data.n_train // BATCH_SIZE)
+        ),
+        baseline_steps=schedule.total_steps * (spec.random_baseline + spec.hand_made_baseline),
         estimator=spec.algorithm,
     )

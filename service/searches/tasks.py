@@ -1,27 +1,26 @@
 """A search from start to end, as a worker's attempt runs it: where search and prediction meet.
 
-Read `run_search_job` downwards; it is the whole road from a budget to a measured network.
+Read `run_search_job`, then `_Attempt.run` downwards: it is the whole road from budgets to
+measured networks. `deciding` chooses networks, `files` exports them.
 """
 
 import json
-import platform
-import random
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
+from sqlalchemy.orm import Session
 
 from predictor.kits import network_subject
 from predictor.latency_term import LatencyTerm
-from predictor.network import NetworkLatencyModel
+from predictor.measurements import Effort
 from predictor.quantize import quantize
-from search_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from search_core.baselines import hand_made_architecture, random_architecture
+from search_core.checkpoints import Checkpoint
 from search_core.config import SearchConfig
-from search_core.constraint import AugmentedLagrangian, Constraint, Observed
 from search_core.data.dataset import Dataset
-from search_core.data.load import load_dataset
 from search_core.errors import (
     BudgetUnreachableError,
     CheckpointError,
@@ -30,86 +29,105 @@ from search_core.errors import (
 )
 from search_core.estimators.presets import ESTIMATORS
 from search_core.events import CheckpointReady, Notice, Progress, Report, SearchEvent
-from search_core.export import (
-    check_parity,
-    onnx_accuracy,
-    onnx_bytes,
-    parity_report,
-    python_source,
-    safetensors_bytes,
-    torch_export_bytes,
-)
+from search_core.export import onnx_bytes, onnx_right_labels
 from search_core.memory import keep_freed_memory
 from search_core.nn.network import Network
 from search_core.randomness import stream
-from search_core.search import SearchResult, run_search
+from search_core.search import (
+    SearchResult,
+    WarmStart,
+    finished_search,
+    run_search,
+)
 from search_core.space.presets import get_space
 from search_core.space.space import Architecture, SearchSpace
-from search_core.train import WeightRecipe, accuracy, recalibrate_batch_norm, train_network
+from search_core.train import WeightRecipe, recalibrate_batch_norm, right_labels, train_network
+from service.agents.signing import ensure_signer
+from service.datasets.known import find_dataset
+from service.datasets.load import open_dataset
 from service.db.base import utc_now
 from service.jobs import repository as jobs
 from service.jobs.context import AttemptContext
+from service.latency_models.documents import parsed
 from service.latency_models.repository import active_model, get_model
 from service.measurements.models import Measurement
 from service.measurements.priorities import block_priorities
 from service.measurements.repository import cancel_tasks, prioritise
-from service.searches.lifecycle import end, enter_phase, start
+from service.searches.checkpoints import CheckpointFolder, read_checkpoint
+from service.searches.creation import SUPERNET
+from service.searches.deciding import Aim, Decider, Goal, decode
+from service.searches.files import (
+    Files,
+    add_manifest,
+    add_network,
+    search_section,
+    software,
+)
+from service.searches.lifecycle import end, enter_phase, paused, start
+from service.searches.limits import RunLimit
 from service.searches.measuring import NotMeasurableError, Stopwatch
-from service.searches.models import SearchArtifact
-from service.searches.repository import append_event, get_search
+from service.searches.models import Search, SearchArtifact
+from service.searches.repository import (
+    append_event,
+    get_artifact,
+    get_search,
+    targets_of,
+)
 from service.searches.schedule import BATCH_SIZE, Schedule
 from service.searches.schemas import SearchCreate
+from service.searches.statistics import accuracy_gap, accuracy_interval
 from service.targets.repository import get_target
-from service.version import VERSION
 
-HEADROOM = 0.015
-"""A decoded network is only trained when it measures this far under the budget, relative;
-the final file is measured later, on a device that may have drifted by a percent."""
-
-MAX_DECODES = 12
-
-UNSPENT = 0.02
-LOOSENINGS = 2
-"""How often a network that leaves more than `UNSPENT` of the budget unspent is thought over."""
-
-_PARITY_IMAGES = 32
+_SEARCH = "search.pt"
 _RANGE_IMAGES = 128
 """Training images whose activations set the ranges of an int8 file."""
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A network with its files and numbers.
-
-    Attributes:
-        onnx: the file that the target runs, in the target's batch and precision.
-        test_accuracy: of that file.
-    """
-
-    architecture: Architecture
-    network: Network
-    onnx: bytes
-    test_accuracy: float
-
-
 def run_search_job(context: AttemptContext, search_id: str) -> None:
-    """Run one attempt of a search to a terminal status.
+    """Run one attempt of a search to a terminal status, or until it is paused.
 
     Raises:
         SearchInterrupted: the job was handed back; the next attempt resumes from the last
             checkpoint.
         LeaseLostError: another attempt may be running.
     """
+    attempt = _Attempt(context, search_id)
     try:
-        _Attempt(context, search_id).run()
+        attempt.run()
     except SearchInterrupted:
-        if context.handed_back:
+        if context.handed_back or not attempt.stop():
             raise
-        _end(context, search_id, "cancelled", code="user_cancelled", text="Cancelled.")
+    except BudgetUnreachableError as error:  # before any training
+        attempt.end("infeasible", "budget_unreachable", str(error))
     except NotMeasurableError as error:
-        _end(context, search_id, "failed", code=error.code, text=str(error))
+        attempt.end("failed", error.code, str(error))
     except SearchCoreError as error:
-        _end(context, search_id, "failed", code="search_error", text=str(error))
+        attempt.end("failed", "search_error", str(error))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A network that was decided, trained and measured.
+
+    Attributes:
+        deployed: the files that targets run, by precision and batch.
+        right: (n_test,) which test images it labels rightly, as the first target runs it.
+        measured: of these very files, one an aim.
+    """
+
+    architecture: Architecture
+    network: Network
+    deployed: dict[tuple[str, int], bytes]
+    right: torch.Tensor
+    measured: Sequence[Measurement]
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """The network that came nearest to a goal that none meets; as it was probed, untrained."""
+
+    architecture: Architecture
+    measured: Sequence[Measurement]
 
 
 class _Attempt:
@@ -118,76 +136,91 @@ class _Attempt:
     def __init__(self, context: AttemptContext, search_id: str) -> None:
         self._context = context
         self._id = search_id
+        settings = context.settings
         with context.transaction() as (session, _):
             search = get_search(session, search_id, lock=True)
             self.spec = SearchCreate.model_validate(search.spec)
+            self.kind, self._parent_id = search.kind, search.parent_id
             self.space: SearchSpace = get_space(self.spec.search_space)
-            row = (
-                get_model(session, search.latency_model_id)  # as every attempt before this one
-                if search.latency_model_id is not None
-                else active_model(session, search.target_id, self.space.digest)
-            )
-            assert row is not None, "the job was released without a latency model"
+            self._dataset = find_dataset(session, search.owner, self.spec.dataset)
             cancel_tasks(session, search_id)  # what an earlier attempt still waited for
-            start(session, search, row.id)
-            self.latency_model_id = row.id
-            self.model = NetworkLatencyModel.from_document(row.document)
-            self._model_report = row.report
-            profile = get_target(session, search.target_id).profile
-            self.precision, self.batch = str(profile["precision"]), int(profile["batch"])
-        self.budget_ms = self.spec.latency_budget_ms
-        self.latency = LatencyTerm(self.model, self.budget_ms)
-        self.data: Dataset = load_dataset(
-            self.spec.dataset, context.settings.datasets_dir / self.spec.dataset
+            start(session, search)
+            self.goals = self._goals(session, search)
+            self.latency_models = {
+                row.target_id: row.latency_model_id for row in targets_of(session, search_id)
+            }
+            self._signer = ensure_signer(session)
+        self._device = torch.device(
+            "cuda" if settings.attempt_device == "cuda" and torch.cuda.is_available() else "cpu"
         )
-        self._should_stop = context.stop_check(
-            lambda session: get_search(session, search_id).status == "cancelling"
-        )
-        self._stopwatch = Stopwatch(context, search_id, search.target_id, self._should_stop)
-        self._checkpoints = context.settings.checkpoints_dir / search_id
+        self._checkpoints = CheckpointFolder(settings.resolved_checkpoints_url, search_id)
+        self._limit = RunLimit(context, self.spec.limits)
+        self._should_stop = self._limit.stop_check(context, search_id)
+        self._stopwatches = {
+            target_id: Stopwatch(context, search_id, target_id, self._should_stop)
+            for target_id in self.latency_models
+        }
         self._one_stage = ESTIMATORS[self.spec.algorithm]().trains_weights
         self._decodes: list[dict[str, Any]] = []
-        self._measured: dict[Architecture, Measurement] = {}  # the latest of each
+
+    def _goals(self, session: Session, search: Search) -> tuple[Goal, ...]:
+        """What is to be found; the latency models stay those of the first attempt."""
+        models = {}
+        for row in targets_of(session, search.id):
+            if row.latency_model_id is None:
+                active = active_model(session, row.target_id, self.space.digest)
+                assert active is not None, "the job was released without a latency model"
+                row.latency_model_id = active.id
+            models[row.target_id] = get_model(session, row.latency_model_id)
+        search.latency_model_id = models[search.target_id].id
+        self._model_reports = {target: row.report for target, row in models.items()}
+        several, aims = len(self.spec.budgets) > 1, []
+        for place, budget in enumerate(self.spec.budgets, start=1):
+            profile = get_target(session, budget.target).profile
+            model = parsed(models[budget.target])
+            aims.append(
+                Aim(
+                    name=f"latency_{place}" if several else "latency",
+                    target_id=budget.target,
+                    budget_ms=budget.latency_budget_ms,
+                    model=model,
+                    latency=LatencyTerm(model, budget.latency_budget_ms),
+                    precision=str(profile["precision"]),
+                    batch=int(profile["batch"]),
+                )
+            )
+        if self.spec.together == "each":
+            return tuple(Goal((aim,)) for aim in aims)
+        return (Goal(tuple(aims)),)
 
     def run(self) -> None:
-        """Search, decide under the budget, train, verify, compare, publish."""
+        """Search, and for each goal: decide, train, verify; then compare and publish."""
         torch.set_num_threads(self._context.settings.attempt_threads or torch.get_num_threads())
         keep_freed_memory()
+        self.data: Dataset = open_dataset(
+            self._context.settings, self._context.artifacts, self._dataset
+        ).to(self._device)
         config = self._search_config()
 
         self._enter("searching")
-        found = run_search(
-            self.space,
-            config,
-            self.data,
-            [self._latency_constraint()],
-            report=self._reporter("search.pt"),
-            should_stop=self._should_stop,
-            resume=self._resume("search.pt"),
-        )
+        found = self._search(config)
+        if self.kind == "reproduce":
+            return self._compare_with_the_first(found)
 
-        limit_ms = self._first_limit_ms
-        while True:
-            self._enter("deriving")
-            try:
-                child, limit_ms = self._decide(found, limit_ms)
-            except BudgetUnreachableError:
-                return self._publish_infeasible(found)
-            self._enter("training")
-            trained = self._train(child, found, config.recipe)
-            self._enter("verifying")
-            subject = network_subject(self.space, child)
-            measured = self._stopwatch.measure(trained.onnx, subject, "certificate")
-            self._measured[child] = measured
-            if measured.latency_ms <= self.budget_ms:
-                break
-            limit_ms = self._tightened(child, measured.latency_ms)
+        answers: list[tuple[Goal, _Answer | _Miss]] = []
+        met: list[tuple[Goal, _Answer]] = []
+        for place, goal in enumerate(self.goals):
+            answer = self._answer(place, goal, found, config.recipe)
+            answers.append((goal, answer))
+            if isinstance(answer, _Answer):
+                met.append((goal, answer))
+            elif self.kind != "derive" or (place + 1 == len(self.goals) and not met):
+                return self._publish_infeasible(goal, answer, found)
 
-        baseline = None
-        if self.spec.random_baseline:
-            self._enter("comparing")
-            baseline = self._random_baseline(config.recipe, child)
-        self._publish(trained, measured, baseline, found)
+        baselines = self._baselines(*met[0], config.recipe)
+        return self._publish(answers, met, baselines, found)
+
+    # -- the search --------------------------------------------------------------------
 
     def _search_config(self) -> SearchConfig:
         schedule = Schedule.of(self.spec.epochs, self.data.steps_per_epoch(BATCH_SIZE))
@@ -200,154 +233,264 @@ class _Attempt:
         return SearchConfig(
             recipe=recipe,
             search_steps=schedule.search_steps,
-            warmup_steps=schedule.warmup_steps,
+            warmup_steps=0 if self.spec.warm_start else schedule.warmup_steps,
             seed=self.spec.seed,
             estimator=self.spec.algorithm,
             # the logits must be able to travel as far in a short search as in a long one
             alpha_learning_rate=max(1e-3, 44.0 / schedule.search_steps),
         )
 
-    def _latency_constraint(self) -> Constraint:
-        """What networks within the budget are predicted at, if any are; the device decides."""
-        reachable_ms = max(self._first_limit_ms, self.model.band_ms[0])
-        return Constraint("latency", self.latency, reachable_ms, AugmentedLagrangian(equality=True))
-
-    @property
-    def _first_limit_ms(self) -> float:
-        """The largest prediction that should measure under the budget with some headroom."""
-        bound_ms = self.model.largest_within(self.budget_ms)
-        return min(bound_ms, self.budget_ms * (1.0 - HEADROOM))
-
-    def _decide(self, found: SearchResult, limit_ms: float) -> tuple[Architecture, float]:
-        """The best architecture that measures under the budget, and the limit it was decoded at.
-
-        The first network is decided against the upper bound of its prediction, so that it is
-        likely to fit. The device has the last word: while a network measures over the budget,
-        the limit is lowered below its prediction; when one leaves much of the budget unspent,
-        the limit is raised, a few times at most, by what the model overestimated.
-
-        Raises:
-            BudgetUnreachableError: not even the fastest network measures under the budget.
-        """
-        aim_ms, fitting, loosened = self.budget_ms * (1.0 - HEADROOM), None, 0
-        while len(self._decodes) < MAX_DECODES:
-            child = self._decode(found, limit_ms)
-            if child in self._measured:
-                if fitting is None and self._measured[child].latency_ms <= aim_ms:
-                    fitting = child, limit_ms
-                break
-            measured_ms = self._probe(found, child, limit_ms)
-            corrected_ms = self.latency.exact(child) * aim_ms / measured_ms
-            if measured_ms <= aim_ms:
-                fitting = child, limit_ms
-                if loosened == LOOSENINGS or measured_ms >= aim_ms * (1.0 - UNSPENT):
-                    break
-                loosened, limit_ms = loosened + 1, corrected_ms
-            elif fitting is not None:
-                break
-            else:
-                limit_ms = self._tightened(child, measured_ms)
-        return fitting or (self._last_resort(), limit_ms)
-
-    def _probe(self, found: SearchResult, child: Architecture, limit_ms: float) -> float:
-        """Measure a decided network before anything is spent on its training."""
-        network = found.supernet.derive(child)
-        recalibrate_batch_norm(network, self.data)
-        subject = network_subject(self.space, child)
-        probe = self._stopwatch.measure(self._deployed(network), subject, "table")
-        self._measured[child] = probe
-        self._decodes.append(
-            {
-                "architecture": self.space.format(child),
-                "limit_ms": limit_ms,
-                "predicted_ms": self.latency.exact(child),
-                "measured_ms": probe.latency_ms,
-            }
+    def _search(self, config: SearchConfig) -> SearchResult:
+        """Search from where the last attempt stood, or from where this kind of search begins."""
+        if self.kind == "derive":
+            return finished_search(self.space, config, self._supernet_of(self._origin("derive")))
+        constraints = [aim.constraint for goal in self.goals for aim in goal.aims]
+        if self.spec.together == "each":  # one search serves all; it aims at the middle
+            constraints = sorted(constraints, key=lambda c: c.budget)
+            constraints = [constraints[len(constraints) // 2]]
+        stood_at, warm_start = self._beginning()
+        resume = self._resume(_SEARCH)
+        if resume is None and stood_at is not None:
+            self._checkpoints.save(_SEARCH, stood_at)
+            resume = stood_at
+        return run_search(
+            self.space,
+            config,
+            self.data,
+            constraints,
+            device=self._device,
+            report=self._reporter(_SEARCH),
+            should_stop=self._should_stop,
+            resume=resume,
+            warm_start=warm_start,
         )
-        return probe.latency_ms
 
-    def _decode(self, found: SearchResult, limit_ms: float) -> Architecture:
-        """The knapsack's answer, or the fastest network there is when nothing fits the limit."""
-        limit = Constraint("latency", self.latency, limit_ms, Observed())
-        try:
-            return found.decide([limit])
-        except BudgetUnreachableError as unreachable:
-            return found.decide([replace(limit, budget=unreachable.minimum)])
+    def _beginning(self) -> tuple[Checkpoint | None, WarmStart | None]:
+        """Where the parent stood, if only its time was extended; and what it all began from."""
+        stopped_id = None
+        with self._context.database.reading() as session:
+            search = get_search(session, self._id)
+            if search.kind == "reproduce" and search.parent_id is not None:
+                search = get_search(session, search.parent_id)
+            while search.kind == "extend" and search.parent_id is not None:
+                parent = get_search(session, search.parent_id)
+                if search.spec["epochs"] != parent.spec["epochs"]:
+                    break
+                if self.kind == "extend":
+                    stopped_id = stopped_id or parent.id
+                search = parent
+            is_whole = search.kind == "extend"
+            begun_from = search.parent_id if is_whole else search.spec.get("warm_start")
+        stood_at = self._supernet_of(stopped_id) if stopped_id else None
+        if begun_from is None:
+            return stood_at, None
+        return stood_at, WarmStart(self._supernet_of(begun_from), is_whole)
 
-    def _tightened(self, child: Architecture, measured_ms: float) -> float:
-        """A limit that excludes `child` and corrects for what the model underestimated."""
-        predicted_ms = self.latency.exact(child)
-        aim_ms = self.budget_ms * (1.0 - HEADROOM)
-        return min(aim_ms * predicted_ms / measured_ms, predicted_ms * (1.0 - 1e-6))
+    def _origin(self, kind: str) -> str:
+        """The nearest ancestor that is of another kind."""
+        with self._context.database.reading() as session:
+            search = get_search(session, self._id)
+            while search.kind == kind and search.parent_id is not None:
+                search = get_search(session, search.parent_id)
+            return search.id
 
-    def _last_resort(self) -> Architecture:
-        """The slowest network that measured within the budget itself, headroom or not."""
-        within = [a for a, m in self._measured.items() if m.latency_ms <= self.budget_ms]
-        if not within:
-            nearest_ms = min(m.latency_ms for m in self._measured.values())
-            raise BudgetUnreachableError(self.budget_ms, nearest_ms)
-        return max(within, key=self.latency.exact)
+    def _supernet_of(self, search_id: str) -> Checkpoint:
+        with self._context.database.reading() as session:
+            sha256 = get_artifact(session, search_id, SUPERNET).sha256
+        return read_checkpoint(self._context.artifacts.get(sha256))
 
-    def _train(self, child: Architecture, found: SearchResult, recipe: WeightRecipe) -> _Trained:
+    # -- a network for a goal ----------------------------------------------------------
+
+    def _answer(
+        self, place: int, goal: Goal, found: SearchResult, recipe: WeightRecipe
+    ) -> _Answer | _Miss:
+        """The network that meets a goal on its devices, or the one that comes nearest."""
+
+        def probe(child: Architecture) -> Sequence[Measurement]:
+            network = found.supernet.derive(child).to(self._device)
+            recalibrate_batch_norm(network, self.data)
+            files = {form: self._deployed(network, form) for form in _forms(goal)}
+            return self._measure(goal, child, files, "table")
+
+        def log(line: dict[str, Any]) -> None:
+            self._decodes.append({"goal": place, **line} if len(self.goals) > 1 else line)
+
+        decider = Decider(goal, found, probe, log)
+        limits = decider.first_limits
+        while True:
+            self._enter("deriving")
+            try:
+                child, limits = decider.decide(limits)
+            except BudgetUnreachableError:
+                nearest = decider.nearest()
+                return _Miss(nearest, decider.measured[nearest])
+            self._enter("training")
+            network = self._train(child, found, recipe)
+            deployed = {form: self._deployed(network, form) for form in _forms(goal)}
+            self._enter("verifying")
+            measured = self._measure(goal, child, deployed, "certificate")
+            decider.measured[child] = measured
+            within = zip(measured, goal.aims, strict=True)
+            if all(m.latency_ms <= aim.budget_ms for m, aim in within):
+                right = self._right(network, goal.aims[0], deployed)
+                return _Answer(child, network, deployed, right, measured)
+            limits = decider.tightened(child, limits)
+
+    def _measure(
+        self,
+        goal: Goal,
+        architecture: Architecture,
+        files: dict[tuple[str, int], bytes],
+        effort: Effort,
+    ) -> list[Measurement]:
+        subject = network_subject(self.space, architecture)
+        return [
+            self._stopwatches[aim.target_id].measure(files[aim.file_form], subject, effort)
+            for aim in goal.aims
+        ]
+
+    def _train(self, child: Architecture, found: SearchResult, recipe: WeightRecipe) -> Network:
         """One-stage methods go on from the supernet's weights; the others train from scratch."""
         name = f"child-{'.'.join(map(str, child.choices))}.pt"
-        if self._one_stage:
-            return self._finish(child, found.supernet.derive(child), recipe, found.steps, name)
-        graph, generator = self.space.graph(child), stream(self.spec.seed, "child")
-        return self._finish(child, Network.initialised(graph, generator), recipe, 0, name)
+        start_step = found.steps if self._one_stage or self.kind == "derive" else 0
+        if self.spec.train_epochs is not None:
+            more = self.spec.train_epochs * self.data.steps_per_epoch(BATCH_SIZE)
+            recipe = replace(recipe, total_steps=start_step + more)
+        if start_step:
+            return self._trained(found.supernet.derive(child), recipe, start_step, name)
+        network = Network.initialised(self.space.graph(child), stream(self.spec.seed, "child"))
+        return self._trained(network, recipe, 0, name)
 
-    def _random_baseline(self, recipe: WeightRecipe, child: Architecture) -> dict[str, Any]:
-        """A random architecture of the same budget, trained from scratch with as many steps."""
-        architecture = self._random_within_budget(fallback=child)
-        network = Network.initialised(
-            self.space.graph(architecture), stream(self.spec.seed, "baseline")
-        )
-        trained = self._finish(architecture, network, recipe, 0, "baseline.pt")
-        subject = network_subject(self.space, architecture)
-        measured = self._stopwatch.measure(trained.onnx, subject, "table")
-        return self._result_of(trained, measured)
-
-    def _random_within_budget(self, fallback: Architecture) -> Architecture:
-        """Uniform among the networks predicted at 90 to 100 % of the budget, if any is drawn."""
-        rng = random.Random(self.spec.seed)
-        drawn = [self.space.sample(rng) for _ in range(10_000)]
-        fitting = [a for a in drawn if self.latency.exact(a) <= self.budget_ms]
-        close = [a for a in fitting if self.latency.exact(a) >= 0.9 * self.budget_ms]
-        if close:
-            return close[0]
-        return max(fitting, key=self.latency.exact) if fitting else fallback
-
-    def _finish(
-        self,
-        architecture: Architecture,
-        network: Network,
-        recipe: WeightRecipe,
-        start_step: int,
-        checkpoint_name: str,
-    ) -> _Trained:
+    def _trained(
+        self, network: Network, recipe: WeightRecipe, start_step: int, name: str
+    ) -> Network:
+        network = network.to(self._device)
+        if recipe.total_steps <= start_step:
+            recalibrate_batch_norm(network, self.data)
+            return network
         train_network(
             network,
             self.data,
             recipe,
             seed=self.spec.seed,
             start_step=start_step,
-            report=self._reporter(checkpoint_name),
+            report=self._reporter(name),
             should_stop=self._should_stop,
-            resume=self._resume(checkpoint_name),
+            resume=self._resume(name),
         )
-        deployed = self._deployed(network)
-        in_float = self.precision == "float32"
-        right = accuracy(network, self.data) if in_float else onnx_accuracy(deployed, self.data)
-        return _Trained(architecture, network, deployed, right)
+        return network
 
-    def _deployed(self, network: Network) -> bytes:
-        """The file that the target runs: in its batch, and quantised where it computes in int8."""
-        plain = onnx_bytes(network, batch=self.batch)
-        if self.precision == "float32":
+    def _deployed(self, network: Network, form: tuple[str, int]) -> bytes:
+        """The file that a target runs: in its batch, quantised where it computes in int8."""
+        precision, batch = form
+        plain = onnx_bytes(deepcopy(network).cpu(), batch=batch)
+        if precision == "float32":
             return plain
-        n_images = max(_RANGE_IMAGES, self.batch) // self.batch * self.batch
-        images = self.data.plain_batch(self.spec.seed, 0, n_images).images
-        return quantize(plain, [group.numpy() for group in torch.split(images, self.batch)])
+        n_images = max(_RANGE_IMAGES, batch) // batch * batch
+        images = self.data.plain_batch(self.spec.seed, 0, n_images).images.cpu()
+        return quantize(plain, [group.numpy() for group in torch.split(images, batch)])
+
+    def _right(
+        self, network: Network, aim: Aim, deployed: dict[tuple[str, int], bytes]
+    ) -> torch.Tensor:
+        """Which test images the network labels rightly, as its first target runs it."""
+        if aim.precision == "float32":
+            return right_labels(network, self.data)
+        return onnx_right_labels(deployed[aim.file_form], self.data)
+
+    # -- comparing ---------------------------------------------------------------------
+
+    def _baselines(self, goal: Goal, answer: _Answer, recipe: WeightRecipe) -> list[dict[str, Any]]:
+        """Networks that nobody searched for, trained from scratch with as many steps."""
+        seed = self.spec.seed
+        asked = {}
+        if self.spec.random_baseline:  # where no draw fits, only what was found does
+            drawn = random_architecture(self.space, goal.spent, seed)
+            asked["random"] = drawn or answer.architecture
+        if self.spec.hand_made_baseline:
+            drawn = hand_made_architecture(self.space, goal.spent)
+            asked["hand_made"] = drawn or answer.architecture
+        if not asked:
+            return []
+        self._enter("comparing")
+        compared = []
+        for kind, architecture in asked.items():
+            graph = self.space.graph(architecture)
+            network = Network.initialised(graph, stream(seed, "baseline"))
+            network = self._trained(network, recipe, 0, f"{kind}.pt")
+            deployed = {form: self._deployed(network, form) for form in _forms(goal)}
+            measured = self._measure(goal, architecture, deployed, "table")
+            right = self._right(network, goal.aims[0], deployed)
+            trained = _Answer(architecture, network, deployed, right, measured)
+            only_found = int((answer.right & ~right).sum())
+            only_it = int((right & ~answer.right).sum())
+            gap, interval = accuracy_gap(only_found, only_it, len(right))
+            compared.append(
+                {
+                    "kind": kind,
+                    **self._told(goal, trained),
+                    "gap": {
+                        "accuracy": gap,
+                        "interval95": list(interval),
+                        "n_images": len(right),
+                    },
+                }
+            )
+        return compared
+
+    def _compare_with_the_first(self, found: SearchResult) -> None:
+        """Hold a search that was run once more against the manifest of the one it repeats."""
+        assert self._parent_id is not None
+        with self._context.database.reading() as session:
+            sha256 = get_artifact(session, self._parent_id, "manifest.json").sha256
+        manifest = json.loads(self._context.artifacts.get(sha256))
+        told, first = manifest["result"], manifest["search_core"]
+        again = search_section(found)
+        before = torch.tensor(_numbers_of(first["log_probabilities"]), dtype=torch.float64)
+        after = torch.tensor(_numbers_of(again["log_probabilities"]), dtype=torch.float64)
+        largest, differs = float((after - before).abs().max()), []
+        if largest:
+            differs.append(f"logits: by up to {largest:.3g}")
+        differs += [
+            f"{name}: {again[name]}, and {first[name]} before"
+            for name in ("steps", "frozen")
+            if again[name] != first[name]
+        ]
+        n_decisions = len(differs)
+        for number, line in enumerate(told["decodes"], start=1):
+            architecture = self.space.format(self._decode_again(found, line))
+            if architecture != line["architecture"]:
+                differs.append(
+                    f"network {number}: {architecture}, and {line['architecture']} before"
+                )
+        same_networks = len(differs) == n_decisions
+        if differs:
+            now = software()
+            differs += [
+                f"{name}: {now[name]} now, and {value} then"
+                for name, value in manifest["software"].items()
+                if now.get(name) != value
+            ]
+        result = {
+            **told,
+            "reproduction": {
+                "of": self._parent_id,
+                "same": not differs,
+                "logits_equal": largest == 0.0,
+                "largest_logit_difference": largest,
+                "architecture_equal": same_networks,
+                "architecture": told["network"]["architecture"],
+                "differs": differs,
+            },
+        }
+        text = "; ".join(differs) or "Logits and every decided network are equal to the last bit."
+        status, code = ("failed", "differs") if differs else ("succeeded", "reproduced")
+        self.end(status, code, text, result)
+
+    def _decode_again(self, found: SearchResult, line: dict[str, Any]) -> Architecture:
+        goal = self.goals[line.get("goal", 0)]
+        limits = tuple(row["limit_ms"] for row in line.get("targets", [line]))
+        return decode(found, goal, limits)
 
     # -- what the outside sees ---------------------------------------------------------
 
@@ -359,7 +502,7 @@ class _Attempt:
         def report(event: SearchEvent) -> None:
             match event:
                 case CheckpointReady(checkpoint):
-                    save_checkpoint(checkpoint, self._checkpoints / checkpoint_name)
+                    self._checkpoints.save(checkpoint_name, checkpoint)
                 case Progress() as progress:
                     self._report_progress(progress)
                 case Notice(code, text):
@@ -388,19 +531,18 @@ class _Attempt:
             }
             append_event(session, self._id, "metrics", data)
             if progress.probabilities is not None:
-                worth = block_priorities(self.space, self._model_report, progress.probabilities)
-                prioritise(session, search.target_id, worth)
+                for target_id, report in self._model_reports.items():
+                    worth = block_priorities(self.space, report, progress.probabilities)
+                    prioritise(session, target_id, worth)
 
     def _resume(self, checkpoint_name: str) -> Checkpoint | None:
-        path: Path = self._checkpoints / checkpoint_name
-        if not path.exists():
-            return None
         try:
-            checkpoint = load_checkpoint(path)
+            checkpoint = self._checkpoints.load(checkpoint_name)
         except CheckpointError as error:
             self._warn("checkpoint_unreadable", str(error))
             return None
-        self._warn("resumed", f"from step {checkpoint.step} of {checkpoint_name}")
+        if checkpoint is not None:
+            self._warn("resumed", f"from step {checkpoint.step} of {checkpoint_name}")
         return checkpoint
 
     def _warn(self, code: str, text: str) -> None:
@@ -410,162 +552,209 @@ class _Attempt:
 
     # -- results -----------------------------------------------------------------------
 
-    def _result_of(self, trained: _Trained, measured: Measurement) -> dict[str, Any]:
+    def _told(self, goal: Goal, answer: _Answer) -> dict[str, Any]:
+        right, n = int(answer.right.sum()), len(answer.right)
         return {
-            **self._numbers(trained.architecture, measured),
-            "test_accuracy": trained.test_accuracy,
+            **self._numbers(goal, answer.architecture, answer.measured),
+            "test_accuracy": right / n,
+            "accuracy_interval95": list(accuracy_interval(right, n)),
         }
 
-    def _numbers(self, architecture: Architecture, measured: Measurement) -> dict[str, Any]:
+    def _numbers(
+        self, goal: Goal, architecture: Architecture, measured: Sequence[Measurement]
+    ) -> dict[str, Any]:
+        rows = [
+            {
+                "target": aim.target_id,
+                "latency_budget_ms": aim.budget_ms,
+                "predicted_ms": aim.latency.exact(architecture),
+                "measured": _measured(one),
+                "within_budget": one.latency_ms <= aim.budget_ms,
+            }
+            for aim, one in zip(goal.aims, measured, strict=True)
+        ]
         return {
             "architecture": self.space.format(architecture),
-            "predicted_ms": self.latency.exact(architecture),
-            "measured": {
-                "median_ms": measured.latency_ms,
-                "p10_ms": measured.p10_ms,
-                "p90_ms": measured.p90_ms,
-                "n": measured.n,
-                "measurement": measured.id,
-            },
+            "predicted_ms": rows[0]["predicted_ms"],
+            "measured": rows[0]["measured"],
             "test_accuracy": None,
             "parameters": self.space.parameters(architecture),
             "macs": self.space.macs(architecture),
-        }
-
-    def _files(self, trained: _Trained, measured: Measurement) -> dict[str, tuple[bytes, str]]:
-        """Content and media type of each file of the network, by name."""
-        facts = {
-            "architecture": self.space.format(trained.architecture),
-            "space": f"{self.space.name}@{self.space.version}",
-            "trained on": f"{self.spec.dataset}, mean {self.data.mean}, std {self.data.std}",
-            "test accuracy": trained.test_accuracy,
-            "latency": f"{measured.latency_ms:.4g} ms, the median of {measured.n} runs",
-        }
-        binary = "application/octet-stream"
-        in_float = {"model_float32.onnx": (onnx_bytes(trained.network, batch=self.batch), binary)}
-        return {
-            "model.onnx": (trained.onnx, binary),
-            **(in_float if self.precision != "float32" else {}),
-            "network.pt2": (torch_export_bytes(trained.network), binary),
-            "network.py": (python_source(trained.network, facts).encode(), "text/x-python"),
-            "weights.safetensors": (safetensors_bytes(trained.network), binary),
+            "targets": rows if len(rows) > 1 else [],
         }
 
     def _publish(
         self,
-        trained: _Trained,
-        measured: Measurement,
-        baseline: dict[str, Any] | None,
+        answers: Sequence[tuple[Goal, _Answer | _Miss]],
+        met: Sequence[tuple[Goal, _Answer]],
+        baselines: list[dict[str, Any]],
         found: SearchResult,
     ) -> None:
-        """Write `succeeded` with every file; the one place that does."""
-        assert measured.latency_ms <= self.budget_ms
-        files = self._files(trained, measured)
-        images = next(self.data.test_batches(_PARITY_IMAGES)).images
-        contents = {name: content for name, (content, _) in files.items()}
-        quantised = (
-            {} if self.precision == "float32" else {"model.onnx": contents.pop("model.onnx")}
-        )
-        parity = check_parity(trained.network, contents, images)
-        parity |= parity_report(trained.network, quantised, images)  # int8 differs; told, not held
-        stored = {
-            name: self._context.artifacts.put(content) for name, (content, _) in files.items()
-        }
-        assert stored["model.onnx"] == measured.model_sha256, "the file measured is the file kept"
+        """Write `succeeded` with every file; the one place where networks are given out."""
+        files, points = Files(), []
+        for place, (goal, answer) in enumerate(answers, start=1):
+            aim = goal.aims[0]
+            asked = {"latency_budget_ms": aim.budget_ms, "target": aim.target_id}
+            if isinstance(answer, _Miss):
+                numbers = self._numbers(goal, answer.architecture, answer.measured)
+                points.append({**numbers, **asked, "verified": False})
+                continue
+            prefix = f"point-{place}." if len(answers) > 1 else ""
+            facts = self._facts(answer)
+            network = answer.network.cpu()
+            names = add_network(files, prefix, network, self.data, answer.deployed, facts)
+            told = self._told(goal, answer)
+            points.append({**told, **asked, "verified": True, "files": names})
+        stored = self._store(files)
+        for goal, answer in met:
+            for aim, measured in zip(goal.aims, answer.measured, strict=True):
+                assert measured.latency_ms <= aim.budget_ms
+                assert measured.model_sha256 in stored.values(), "what was measured is kept"
+        for point in points:
+            if point["verified"]:
+                point["onnx_sha256"] = stored[point["files"]["onnx"]]
+        first = next(point for point in points if point["verified"])
         result = {
-            "network": self._result_of(trained, measured),
-            "random_baseline": baseline,
+            "network": self._told(*met[0]),
+            "random_baseline": next((b for b in baselines if b["kind"] == "random"), None),
+            "baselines": baselines,
+            "points": points if len(points) > 1 else [],
             "decodes": self._decodes,
             "frozen_slots": len(found.frozen),
-            "onnx_sha256": stored["model.onnx"],
+            "health": dict(found.summary),
+            "onnx_sha256": first["onnx_sha256"],
         }
-        manifest = json.dumps(
-            {
-                "format": "tailor-manifest/1",
-                "search": self._id,
-                "spec": self.spec.model_dump(),
-                "space": {
-                    "name": self.space.name,
-                    "version": self.space.version,
-                    "digest": self.space.digest,
-                },
-                "latency_model": self.latency_model_id,
-                "measurement": measured.id,
-                "result": result,
-                "preprocessing": {"mean": self.data.mean, "std": self.data.std},
-                "parity": parity,  # largest absolute difference of scores, by file
-                "files": stored,
-                "software": {
-                    "tailor": VERSION,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
+        told = {
+            "search": self._id,
+            "kind": self.kind,
+            "parent": self._parent_id,
+            "spec": self.spec.model_dump(),
+            "space": {
+                "name": self.space.name,
+                "version": self.space.version,
+                "digest": self.space.digest,
             },
-            indent=1,
-            sort_keys=True,
-        ).encode()
-        files["manifest.json"] = (manifest, "application/json")
-        stored["manifest.json"] = self._context.artifacts.put(manifest)
+            "latency_models": self.latency_models,
+            "latency_model": self.latency_models[first["target"]],
+            "measurement": first["measured"]["measurement"],
+            "result": result,
+            "preprocessing": {"mean": self.data.mean, "std": self.data.std},
+        }
+        add_manifest(files, stored, found, told, self._signer)
+        stored |= self._store(files)
+        rows = {
+            name: (stored[name], len(content), media_type)
+            for name, (content, media_type) in files.content.items()
+        }
+        text = f"{len(met)} of {len(answers)} budgets are met."
+        if len(answers) == 1:
+            text = f"The median of its file is {first['measured']['median_ms']:.4g} ms."
+        self.end("succeeded", "within_budget", text, result, rows)
+
+    def _publish_infeasible(self, goal: Goal, miss: _Miss, found: SearchResult) -> None:
+        """A budget cannot be met on its device: say how near it comes, and with what."""
+        result = {
+            "network": self._numbers(goal, miss.architecture, miss.measured),
+            "random_baseline": None,
+            "decodes": self._decodes,
+            "frozen_slots": len(found.frozen),
+            "health": dict(found.summary),
+            "onnx_sha256": miss.measured[0].model_sha256,
+        }
+        pairs = zip(goal.aims, miss.measured, strict=True)
+        aim, measured = max(pairs, key=lambda pair: pair[1].latency_ms / pair[0].budget_ms)
+        text = (
+            f"No network of {self.space.name} measured at or under {aim.budget_ms:g} ms; "
+            f"the nearest takes {measured.latency_ms:.4g} ms."
+        )
+        self.end("infeasible", "budget_unreachable", text, result)
+
+    def _facts(self, answer: _Answer) -> dict[str, object]:
+        """What the head of a network's own module says of it."""
+        first = answer.measured[0]
+        return {
+            "architecture": self.space.format(answer.architecture),
+            "space": f"{self.space.name}@{self.space.version}",
+            "trained on": f"{self.spec.dataset}, mean {self.data.mean}, std {self.data.std}",
+            "test accuracy": int(answer.right.sum()) / len(answer.right),
+            "latency": f"{first.latency_ms:.4g} ms, the median of {first.n} runs",
+        }
+
+    def _store(self, files: Files) -> dict[str, str]:
+        put = self._context.artifacts.put
+        return {name: put(content) for name, (content, _) in files.content.items()}
+
+    # -- endings -----------------------------------------------------------------------
+
+    def stop(self) -> bool:
+        """Do what was asked of the search while it ran; False when nothing was."""
         with self._context.transaction() as (session, job):
-            for name, (content, media_type) in files.items():
+            search = get_search(session, self._id, lock=True)
+            if search.status == "pausing":
+                paused(session, search)
+                jobs.finish(session, job, "paused")
+                return True
+            cancelled = search.status == "cancelling"
+        if cancelled:
+            self.end("cancelled", "user_cancelled", "Cancelled.")
+        elif self._limit.text is not None:
+            self.end(
+                "failed", "time_limit", f"{self._limit.text}. `extend` goes on from where it stood."
+            )
+        else:
+            return False
+        return True
+
+    def end(
+        self,
+        status: str,
+        code: str,
+        text: str,
+        result: dict[str, Any] | None = None,
+        files: dict[str, tuple[str, int, str]] | None = None,
+    ) -> None:
+        """End search and job in one transaction, with every file.
+
+        The supernet is kept, so that other searches can go on from it.
+        """
+        files = dict(files or {})
+        supernet = None
+        if self.kind in ("search", "extend") and status != "cancelled":
+            supernet = self._checkpoints.content(_SEARCH)
+        if supernet is not None:
+            sha256 = self._context.artifacts.put(supernet)
+            files[SUPERNET] = (sha256, len(supernet), "application/octet-stream")
+        with self._context.transaction() as (session, job):
+            for name, (sha256, size_bytes, media_type) in files.items():
                 session.add(
                     SearchArtifact(
                         search_id=self._id,
                         name=name,
-                        sha256=stored[name],
-                        size_bytes=len(content),
+                        sha256=sha256,
+                        size_bytes=size_bytes,
                         media_type=media_type,
                     )
                 )
             search = get_search(session, self._id, lock=True)
-            end(session, search, "succeeded", result=result)
-            jobs.finish(session, job, "succeeded")
-        rmtree(self._checkpoints, ignore_errors=True)
-
-    def _publish_infeasible(self, found: SearchResult) -> None:
-        """Nothing meets the budget on this device: say how near it comes, and with what."""
-        nearest, measured = min(self._measured.items(), key=lambda item: item[1].latency_ms)
-        result = {
-            "network": self._numbers(nearest, measured),
-            "random_baseline": None,
-            "decodes": self._decodes,
-            "frozen_slots": len(found.frozen),
-            "onnx_sha256": measured.model_sha256,
-        }
-        text = (
-            f"No network of {self.space.name} measured at or under {self.budget_ms:g} ms; "
-            f"the nearest takes {measured.latency_ms:.4g} ms."
-        )
-        _end(
-            self._context,
-            self._id,
-            "infeasible",
-            code="budget_unreachable",
-            text=text,
-            result=result,
-        )
-        rmtree(self._checkpoints, ignore_errors=True)
+            end(session, search, status, code=code, text=text, result=result)
+            jobs.finish(session, job, {"infeasible": "succeeded"}.get(status, status), text)
+        self._checkpoints.remove()
 
 
-def _end(
-    context: AttemptContext,
-    search_id: str,
-    status: str,
-    *,
-    code: str,
-    text: str,
-    result: dict[str, Any] | None = None,
-) -> None:
-    """End search and job in one transaction, without an answer."""
-    with context.transaction() as (session, job):
-        end(
-            session,
-            get_search(session, search_id, lock=True),
-            status,
-            code=code,
-            text=text,
-            result=result,
-        )
-        job_status = {"infeasible": "succeeded"}.get(status, status)
-        jobs.finish(session, job, job_status, text)
-    rmtree(context.settings.checkpoints_dir / search_id, ignore_errors=True)
+def _forms(goal: Goal) -> list[tuple[str, int]]:
+    return list(dict.fromkeys(aim.file_form for aim in goal.aims))
+
+
+def _numbers_of(rows: list[list[float | None]]) -> list[float]:
+    """What a manifest has of the logits, without the places that slots do not have."""
+    return [value for row in rows for value in row if value is not None]
+
+
+def _measured(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "median_ms": measurement.latency_ms,
+        "p10_ms": measurement.p10_ms,
+        "p90_ms": measurement.p90_ms,
+        "n": measurement.n,
+        "measurement": measurement.id,
+    }

@@ -1,0 +1,214 @@
+"""From probabilities to networks that measure under their budgets."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from predictor.latency_term import LatencyTerm
+from predictor.network import NetworkLatencyModel
+from search_core.constraint import AugmentedLagrangian, Constraint, Observed
+from search_core.errors import BudgetUnreachableError
+from search_core.search import SearchResult
+from search_core.space.space import Architecture
+from service.measurements.models import Measurement
+
+HEADROOM = 0.015
+"""A decoded network is only trained when it measures this far under the budget, relative;
+the final file is measured later, on a device that may have drifted by a percent."""
+
+MAX_DECODES = 12
+
+UNSPENT = 0.02
+LOOSENINGS = 2
+"""How often a network that leaves more than `UNSPENT` of the budget unspent is thought over."""
+
+Limits = tuple[float, ...]
+"""In ms by the latency models, one an aim."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A budget on a target.
+
+    Attributes:
+        name: of the constraint in a search's metrics.
+        precision, batch: of the file that the target runs.
+    """
+
+    name: str
+    target_id: str
+    budget_ms: float
+    model: NetworkLatencyModel
+    latency: LatencyTerm
+    precision: str
+    batch: int
+
+    @property
+    def wanted_ms(self) -> float:
+        """What a network should measure, so that its final file is surely within the budget."""
+        return self.budget_ms * (1.0 - HEADROOM)
+
+    @property
+    def first_limit_ms(self) -> float:
+        """The largest prediction that should measure under the budget with some headroom."""
+        return min(self.model.largest_within(self.budget_ms), self.wanted_ms)
+
+    @property
+    def constraint(self) -> Constraint:
+        """What a search holds: what networks within the budget are predicted at, if any are."""
+        reachable_ms = max(self.first_limit_ms, self.model.band_ms[0])
+        return Constraint(self.name, self.latency, reachable_ms, AugmentedLagrangian(equality=True))
+
+    @property
+    def file_form(self) -> tuple[str, int]:
+        """Aims of one form run one file."""
+        return self.precision, self.batch
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One network to be found, and every budget it has to keep."""
+
+    aims: tuple[Aim, ...]
+
+    def spent(self, architecture: Architecture) -> float:
+        """The share of its tightest budget that an architecture is predicted to spend."""
+        return max(aim.latency.exact(architecture) / aim.budget_ms for aim in self.aims)
+
+
+class Decider:
+    """Finds the network of one goal; the devices have the last word.
+
+    Args:
+        probe: measures an architecture, untrained, on every aim's target.
+        log: gets a line for every network that was probed.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        found: SearchResult,
+        probe: Callable[[Architecture], Sequence[Measurement]],
+        log: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._goal, self._found, self._probe, self._log = goal, found, probe, log
+        self.measured: dict[Architecture, Sequence[Measurement]] = {}  # the latest of each
+        self._n_decodes = 0
+
+    @property
+    def first_limits(self) -> Limits:
+        """What the first network is decided against: the upper bounds of predictions."""
+        return tuple(aim.first_limit_ms for aim in self._goal.aims)
+
+    def decide(self, limits: Limits) -> tuple[Architecture, Limits]:
+        """The best architecture that measures under every budget, and its limits.
+
+        The first network is likely to fit. While one measures over a budget, that limit is
+        lowered below its prediction; when one leaves much of every budget unspent, the limits
+        are raised, a few times at most, by what the models overestimated.
+
+        Raises:
+            BudgetUnreachableError: not even the fastest network measures under the budgets.
+        """
+        fitting, loosened = None, 0
+        while self._n_decodes < MAX_DECODES:
+            child = decode(self._found, self._goal, limits)
+            if child in self.measured:
+                if fitting is None and self._excess(child) <= 1.0:
+                    fitting = child, limits
+                break
+            self._n_decodes += 1
+            self.measured[child] = self._probe(child)
+            self._log(self._line(child, limits))
+            excess = self._excess(child)
+            if excess <= 1.0:
+                fitting = child, limits
+                if loosened == LOOSENINGS or excess >= 1.0 - UNSPENT:
+                    break
+                loosened, limits = loosened + 1, self._corrected(child)
+            elif fitting is not None:
+                break
+            else:
+                limits = self.tightened(child, limits)
+        return fitting or (self._last_resort(), limits)
+
+    def tightened(self, child: Architecture, limits: Limits) -> Limits:
+        """Limits that exclude `child` and correct for what the models underestimated."""
+        lowered = []
+        for aim, measured, limit in zip(self._goal.aims, self.measured[child], limits, strict=True):
+            predicted_ms = aim.latency.exact(child)
+            corrected_ms = aim.wanted_ms * predicted_ms / measured.latency_ms
+            over = measured.latency_ms > aim.wanted_ms
+            lowered.append(min(corrected_ms, predicted_ms * (1.0 - 1e-6)) if over else limit)
+        if tuple(lowered) == limits:  # it failed by its final file alone
+            return tuple(limit * (1.0 - HEADROOM) for limit in limits)
+        return tuple(lowered)
+
+    def nearest(self) -> Architecture:
+        """The one of all that were measured that comes nearest to keeping every budget."""
+        return min(self.measured, key=self._over_budget)
+
+    def _excess(self, child: Architecture) -> float:
+        """What it measures over what it should, at the worst of the aims."""
+        pairs = zip(self._goal.aims, self.measured[child], strict=True)
+        return max(measured.latency_ms / aim.wanted_ms for aim, measured in pairs)
+
+    def _over_budget(self, child: Architecture) -> float:
+        pairs = zip(self._goal.aims, self.measured[child], strict=True)
+        return max(measured.latency_ms / aim.budget_ms for aim, measured in pairs)
+
+    def _corrected(self, child: Architecture) -> Limits:
+        pairs = zip(self._goal.aims, self.measured[child], strict=True)
+        return tuple(
+            aim.latency.exact(child) * aim.wanted_ms / measured.latency_ms
+            for aim, measured in pairs
+        )
+
+    def _last_resort(self) -> Architecture:
+        """The slowest network that measured within the budgets themselves, headroom or not."""
+        within = [child for child in self.measured if self._over_budget(child) <= 1.0]
+        if not within:
+            aim = self._goal.aims[0]
+            nearest_ms = min(measured[0].latency_ms for measured in self.measured.values())
+            raise BudgetUnreachableError(aim.budget_ms, nearest_ms)
+        return max(within, key=self._goal.spent)
+
+    def _line(self, child: Architecture, limits: Limits) -> dict[str, Any]:
+        rows = [
+            {
+                "target": aim.target_id,
+                "limit_ms": limit,
+                "predicted_ms": aim.latency.exact(child),
+                "measured_ms": measured.latency_ms,
+            }
+            for aim, limit, measured in zip(
+                self._goal.aims, limits, self.measured[child], strict=True
+            )
+        ]
+        line = {"architecture": self._found.supernet.space.format(child), **rows[0]}
+        return {**line, "targets": rows} if len(rows) > 1 else line
+
+
+def decode(found: SearchResult, goal: Goal, limits: Limits) -> Architecture:
+    """The knapsack's answer, or the nearest to it that there is when nothing fits the limits."""
+    constraints = [
+        Constraint(aim.name, aim.latency, limit, Observed())
+        for aim, limit in zip(goal.aims, limits, strict=True)
+    ]
+    try:
+        return found.decide(constraints)
+    except BudgetUnreachableError:
+        fastest = [_fastest(found, constraint) for constraint in constraints]
+
+        def worst(architecture: Architecture) -> float:
+            return max(c.cost.exact(architecture) / c.budget for c in constraints)
+
+        return min(fastest, key=worst)
+
+
+def _fastest(found: SearchResult, constraint: Constraint) -> Architecture:
+    """The best within what the fastest network takes, where the budget is below it."""
+    try:
+        return found.decide([constraint])
+    except BudgetUnreachableError as unreachable:
+        return found.decide([replace(constraint, budget=unreachable.minimum)])
