@@ -10,6 +10,7 @@ import torch
 from search_core.checkpoints import Checkpoint, KeptCheckpoint
 from search_core.config import SearchConfig
 from search_core.constraint import Constraint, Constraints, Reward
+from search_core.costs import DifferentiableCost, NearlySeparableCost, SeparableCost
 from search_core.data.dataset import Dataset
 from search_core.errors import (
     BudgetUnreachableError,
@@ -63,8 +64,16 @@ class SearchResult:
     steps: int
     summary: dict[str, object] = field(default_factory=dict)
 
-    def decide(self, constraints: Sequence[Constraint] = ()) -> Architecture:
+    def decide(
+        self, constraints: Sequence[Constraint] = (), *, at_least: float | None = None
+    ) -> Architecture:
         """The most probable architecture within every budget; frozen slots stay if they can.
+
+        Args:
+            at_least: how much of the first budget is to be spent where some architecture can.
+                Each candidate is then paid for what it costs, at the lowest price (a Lagrange
+                multiplier, bisected) at which the best architecture spends that much; where
+                none does, the answer is the one that spends most.
 
         Raises:
             BudgetUnreachableError: no architecture of the space keeps the budgets.
@@ -75,10 +84,19 @@ class SearchResult:
             [u if self.frozen.get(slot, k) == k else float("-inf") for k, u in enumerate(row)]
             for slot, row in enumerate(utilities)
         ]
+
+        def best(rows: list[list[float]]) -> tuple[float, Architecture]:
+            if at_least is None:
+                return math.inf, problem.best(space, rows)[0]
+            return _spending(problem, space, rows, constraints[0].cost, at_least)
+
         try:
-            return problem.best(space, held)[0]
+            found = best(held)
         except BudgetUnreachableError:
-            return problem.best(space, utilities)[0]
+            return best(utilities)[1]
+        if at_least is not None and found[0] < at_least:
+            found = max(found, best(utilities), key=lambda pair: pair[0])
+        return found[1]
 
     def decide_best(
         self, k: int, constraints: Sequence[Constraint] = ()
@@ -94,6 +112,63 @@ class SearchResult:
         slots = self.supernet.space.slots
         rows = self.log_probabilities.tolist()
         return [row[: len(slot.candidates)] for row, slot in zip(rows, slots, strict=True)]
+
+
+_PRICE_STEPS = 24
+"""Of raising the price of unspent budget fourfold; 24 make it all that counts."""
+
+_BISECTIONS = 8
+
+
+def _spending(
+    problem: Constraints,
+    space: SearchSpace,
+    utilities: list[list[float]],
+    cost: DifferentiableCost,
+    at_least: float,
+) -> tuple[float, Architecture]:
+    """The best architecture that costs `at_least`, or the one that costs most, with its cost."""
+    table = _table_of(cost)
+
+    def at_price(price: float) -> tuple[float, Architecture]:
+        paid = [
+            [u + price * c for u, c in zip(row, costs, strict=True)]
+            for row, costs in zip(utilities, table, strict=True)
+        ]
+        best = problem.best(space, paid)[0]
+        return cost.exact(best), best
+
+    found = at_price(0.0)
+    if found[0] >= at_least:
+        return found
+    widest = max(max(row) - min(row) for row in table)
+    if widest == 0.0:
+        return found
+    low, price = 0.0, 1e-6 / widest
+    for _ in range(_PRICE_STEPS):
+        found = max(found, at_price(price), key=lambda pair: pair[0])
+        if found[0] >= at_least:
+            break
+        low, price = price, 4.0 * price
+    else:
+        return found
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + price)
+        between = at_price(middle)
+        if between[0] >= at_least:
+            found, price = between, middle
+        else:
+            low = middle
+    return found
+
+
+def _table_of(cost: DifferentiableCost) -> Sequence[Sequence[float]]:
+    match cost:
+        case SeparableCost(table=table):
+            return table
+        case NearlySeparableCost(separable=near):
+            return near.table
+    raise TypeError("only what is nearly a sum over the slots can be spent")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 from base64 import b64encode
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, HTTPException, Response
 
 from search_core.space.presets import get_space
 from service.auth.access import Viewer
@@ -28,7 +28,7 @@ from service.searches.schemas import (
 router = APIRouter(prefix="/searches/{search_id}", tags=["searches"])
 
 
-@router.get("/architecture")
+@router.get("/architecture", responses={409: {"description": "It has found none."}})
 def architecture(search_id: str, session: ReadSession, viewer: Viewer) -> ArchitectureRead:
     """The network that was found: predicted, measured, and where its time goes."""
     search = get_seen(session, search_id, viewer)
@@ -123,8 +123,10 @@ def download(
     if asked is not None and any(asked.groups()):
         first, last = _part(asked[1], asked[2], len(content))
         if first > last:
-            return Response(
-                status_code=416, headers={**headers, "Content-Range": f"bytes */{len(content)}"}
+            raise HTTPException(
+                status_code=416,
+                detail=f"the file has {len(content)} bytes",
+                headers={"Content-Range": f"bytes */{len(content)}"},
             )
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         content, status = content[first : last + 1], 206
