@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: setup demo test lint types unit format clean
+.PHONY: setup demo test lint types unit format clean images compose-files lock-images smoke
 
 setup: .venv/installed
 
@@ -44,6 +44,19 @@ unit: setup .venv/browser
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# what deploys: docs/howto/deploy.md
+compose-files:
+	docker/init.sh
+
+images: compose-files
+	docker compose --file docker/compose.yaml --profile agent build
+
+lock-images:
+	docker/lock.sh
+
+smoke:
+	docker/smoke.sh
 
 clean:
 	rm -rf .venv .tailor build dist

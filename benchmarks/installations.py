@@ -1,11 +1,12 @@
 """An API and a worker as processes of this machine, for benchmarks that go through HTTP."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Installation:
 def installation(home: Path, **settings: str) -> Iterator[Installation]:
     """API and worker over an empty home; both are gone afterwards.
 
+    A home that an earlier run left goes on, on the same port.
+
     Args:
         settings: further ``TAILOR_`` variables, by name in lower case.
     """
@@ -36,12 +39,14 @@ def installation(home: Path, **settings: str) -> Iterator[Installation]:
         "TAILOR_CALIBRATE": "false",  # nothing is trained here
         **{f"TAILOR_{name.upper()}": value for name, value in settings.items()},
     }
+    kept = home / "installation.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     command = [sys.executable, "-m", "service.cli"]
     processes: list[subprocess.Popen[str]] = []
     try:
         with (home / "api.log").open("w") as log:
             api = subprocess.Popen(
-                [*command, "api", "--port", "0"],
+                [*command, "api", "--port", before.get("port", "0")],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -57,13 +62,17 @@ def installation(home: Path, **settings: str) -> Iterator[Installation]:
                 break
         if "TAILOR_READY" not in told:
             raise SystemExit(f"the API did not start:\n{(home / 'api.log').read_text()}")
+        key = told.get("TAILOR_API_KEY") or before["key"]
+        with suppress(FileExistsError), kept.open("x", encoding="utf-8") as file:
+            kept.chmod(0o600)
+            json.dump({"key": key, "port": told["TAILOR_URL"].rsplit(":", 1)[1]}, file)
         with (home / "worker.log").open("w") as log:
             processes.append(
                 subprocess.Popen(
                     [*command, "worker"], stdout=log, stderr=log, text=True, env=environment
                 )
             )
-        yield Installation(told["TAILOR_URL"], told["TAILOR_API_KEY"], environment)
+        yield Installation(told["TAILOR_URL"], key, environment)
     finally:
         for process in reversed(processes):
             process.terminate()

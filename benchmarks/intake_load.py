@@ -123,7 +123,7 @@ def seed(database: Database, n_agents: int) -> None:
             text("INSERT INTO pattern VALUES (:number, :subject, :hash)"),
             [
                 {"number": f"{i:03}", "subject": subject, "hash": token_hash(subject)}
-                for i, subject in enumerate(_subjects())
+                for i, subject in enumerate(kit_subjects())
             ],
         )
         # the lease is long: what is measured is intake, not who is late
@@ -172,7 +172,8 @@ def _agent_rows(number: int, now: datetime) -> dict[type, list[dict[str, Any]]]:
                 "id": agent,
                 "name": agent,
                 "version": "1",
-                "token_hash": token_hash(_token(number)),
+                "owner": "load",
+                "token_hash": token_hash(agent_token(number)),
                 "created_at": now,
                 "last_seen_at": now,
             }
@@ -194,12 +195,14 @@ def _agent_rows(number: int, now: datetime) -> dict[type, list[dict[str, Any]]]:
     }
 
 
-def _subjects() -> list[str]:
+def kit_subjects() -> list[str]:
+    """What each kit has measured."""
     subjects = sorted(item.subject for item in plan_kit(get_space("proxyless_cifar_mb")))
     return subjects[:SUBJECTS]
 
 
-def _token(number: int) -> str:
+def agent_token(number: int) -> str:
+    """The secret of an agent."""
     return f"tla_load_{number:06}"
 
 
@@ -264,8 +267,8 @@ def run_load(
     n_agents = -(-measurements // TASKS)
     with (
         tempfile.TemporaryDirectory(prefix="tailor-load-", dir=_scratch()) as folder,
-        _store(store, Path(folder)) as (url, server),
-        _api(url, Path(folder)) as (address, api),
+        empty_store(store, Path(folder)) as (url, server),
+        api_process(url, Path(folder)) as (address, api),
     ):
         database = Database(url)
         seed(database, n_agents)
@@ -290,7 +293,7 @@ def _scratch() -> str | None:
 
 
 @contextmanager
-def _store(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process | None]]:
+def empty_store(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process | None]]:
     """An empty store's URL, and the process of its server where it has one."""
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'tailor.db'}", None
@@ -309,7 +312,7 @@ def _store(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process | None
 
 
 @contextmanager
-def _api(database_url: str, home: Path) -> Iterator[tuple[str, psutil.Process]]:
+def api_process(database_url: str, home: Path) -> Iterator[tuple[str, psutil.Process]]:
     """The address and the process of `tailor api` on a store."""
     environment = {**os.environ, "TAILOR_HOME": str(home), "TAILOR_DATABASE_URL": database_url}
     with (
@@ -405,11 +408,11 @@ def _client(
     answers: "Queue[Sent | float]",
 ) -> None:
     """Upload what these agents have measured, one batch after the other."""
-    subjects = _subjects()
+    subjects = kit_subjects()
     ready.wait(_PATIENCE_SECONDS)
     began = time.process_time()
     for number in agents:
-        connection = Connection(address, _token(number), patience_seconds=_PATIENCE_SECONDS)
+        connection = Connection(address, agent_token(number), patience_seconds=_PATIENCE_SECONDS)
         items = results(number, subjects)[: measurements - number * TASKS]
         for first in range(0, len(items), batch):
             entry = JournalEntry(f"load_{number:06}_{first:04}", items[first : first + batch])

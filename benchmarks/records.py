@@ -84,6 +84,39 @@ def plot_bars(values: dict[str, float], path: Path, title: str, unit: str) -> No
     _save(figure, path)
 
 
+def plot_intervals(
+    panels: dict[str, list[tuple[float, float, float]]],
+    path: Path,
+    title: str,
+    unit: str,
+    *,
+    at: float,
+) -> None:
+    """Points with their intervals, a panel each, and a line at `at` that they are held against.
+
+    Args:
+        panels: (low, middle, high) of each point, by name of the panel.
+    """
+    plt = _pyplot()
+    figure, all_axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(1.2 + 2.2 * len(panels), 3.4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (name, points) in zip(all_axes[0], panels.items(), strict=True):
+        low, middle, high = np.array(points).T  # (n,) each
+        errors = np.stack([middle - low, high - middle])
+        axes.axhline(at, color="0.4", lw=0.8)
+        axes.errorbar(range(len(middle)), middle, errors, fmt="o", ms=3, lw=1, capsize=2)
+        axes.set(title=name, xticks=[])
+    all_axes[0][0].set_ylabel(unit)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def _without_folders(arguments: list[str]) -> list[str]:
     """Paths without the folders that only this machine has."""
     return [Path(a).name if a.startswith(("/", "../")) else a for a in arguments]

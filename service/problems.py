@@ -19,10 +19,17 @@ from service.middleware import SECURITY_HEADERS
 from service.redaction import redact
 from service.telemetry import logger
 
+MEDIA_TYPE = "application/problem+json"
+
 _log = logger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RETRY_SECONDS = 2
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+_HTTP_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    416: "range_not_satisfiable",
+}
 # a body may hold 100,000 mistakes, and a field's name be as long as the body
 _MOST_FIELDS = 100
 _TOLD_FIELDS = 5
@@ -105,7 +112,7 @@ def install_error_handlers(app: FastAPI) -> None:
 class _ProblemResponse(JSONResponse):
     """JSON that is always valid UTF-8: a name that comes back may hold half a character."""
 
-    media_type = "application/problem+json"
+    media_type = MEDIA_TYPE
 
     def render(self, content: Any) -> bytes:
         """As text, with what cannot be written replaced."""

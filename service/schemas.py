@@ -1,9 +1,10 @@
 """What every resource's schema shares."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -15,6 +16,16 @@ def _without_nul(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_without_nul)]
+
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:  # the last day of the calendar, farther west
+        raise ValueError("this lies outside the calendar") from error
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class Request(BaseModel):

@@ -149,19 +149,20 @@ class Device:
 
     def answer(self, tasks: list[dict], factor: float = 1.0) -> None:
         """Answer leased tasks with `factor` times the formula."""
-        self.report(*(self.result(t, factor * synthetic_ms(t["subject"])) for t in tasks))
+        self.report(*(self.by_formula(task, factor) for task in tasks))
+
+    def by_formula(self, task: dict, factor: float = 1.0) -> dict:
+        """An item of an upload: `factor` times the formula."""
+        return self.result(task, factor * synthetic_ms(task["subject"]))
 
     @contextmanager
     def answering(self, item: Callable[[dict], dict] | None = None) -> Iterator[None]:
         """Meanwhile, a thread leases and answers each task with `item`, else by the formula."""
 
-        def by_formula(task: dict) -> dict:
-            return self.result(task, synthetic_ms(task["subject"]))
-
         def work() -> None:
             while not stop.is_set():
                 if tasks := self.lease(wait_seconds=0.5):
-                    self.report(*map(item or by_formula, tasks))
+                    self.report(*map(item or self.by_formula, tasks))
 
         stop = threading.Event()
         thread = threading.Thread(target=work)
@@ -312,6 +313,7 @@ def serving(settings) -> Iterator[Api]:
     from service.auth.repository import create_key
     from service.db.database import Database
     from service.db.migrate import migrate
+    from service.server import Server
 
     database = Database(settings.resolved_database_url)
     migrate(database)
@@ -320,7 +322,7 @@ def serving(settings) -> Iterator[Api]:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms an answer
     config = uvicorn.Config(create_app(settings), log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -546,10 +548,28 @@ def eventually_fixture() -> Callable:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _logs_go_to_pytest() -> None:
+    """Which shows them where a test fails; what a test prints is its own."""
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.KeyValueRenderer(),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _no_settings_from_outside() -> Iterator[None]:
     """Tests see the defaults, whatever the shell that starts them has set."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("TAILOR_")]:
             patch.delenv(name)
         patch.setenv("TAILOR_CALIBRATE", "false")  # 15 s for each worker; see test_machines.py
+        # tests ask faster than people do, and with wrong keys on purpose; see test_limits.py
+        for name in ("REQUESTS", "AGENT_REQUESTS", "FAILED_SIGN_INS"):
+            patch.setenv(f"TAILOR_{name}_PER_MINUTE", "0")
         yield

@@ -34,6 +34,7 @@ class Agent(Base):
     """A process on a device that measures for its targets.
 
     Attributes:
+        owner: the account whose code it redeemed; empty where that is no longer known.
         activity, journal_batches: as its last heartbeat told.
         accepted, rejected, flagged: items of its uploads, counted.
     """
@@ -41,6 +42,7 @@ class Agent(Base):
     __tablename__ = "agents"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(Text)
     name: Mapped[str] = mapped_column(Text)
     version: Mapped[str] = mapped_column(Text)
     token_hash: Mapped[str] = mapped_column(Text, unique=True)

@@ -53,13 +53,14 @@ def redeem_code(session: Session, code: str) -> EnrolmentCode | None:
 
 
 def create_agent(
-    session: Session, target_ids: Sequence[str], name: str, version: str
+    session: Session, owner: str, target_ids: Sequence[str], name: str, version: str
 ) -> tuple[Agent, str]:
-    """A new agent of these targets and its token, which nobody can read again."""
+    """A new agent of these targets for an account and its token, which nobody can read again."""
     token = new_token("tla")
     now = utc_now()
     agent = Agent(
         id=new_id("agt"),
+        owner=owner,
         name=name,
         version=version,
         token_hash=token_hash(token),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, status
+from fastapi import APIRouter, Body, Request, status
 from sqlalchemy.orm import Session
 
 from service.agents.models import Agent
@@ -32,7 +32,9 @@ from service.agents.schemas import (
     StaleTarget,
 )
 from service.agents.versions import is_outdated, require_recent
-from service.auth.access import CurrentAgent, User
+from service.auth.access import CurrentAgent, User, Viewer
+from service.auth.principal import Principal
+from service.auth.repository import get_key
 from service.db.base import utc_now
 from service.dependencies import (
     Artifacts,
@@ -44,7 +46,7 @@ from service.dependencies import (
     ReadSession,
     WriteSession,
 )
-from service.errors import UnauthenticatedError
+from service.errors import ForbiddenError, UnauthenticatedError
 from service.latency_models.repository import active_models
 from service.measurements.drift import note_profile, plan_canaries
 from service.measurements.kits import build_files, ensure_kit, read_progress
@@ -82,8 +84,16 @@ def create_enrolment_code(
     )
 
 
-@router.post("/agents", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/agents",
+    status_code=status.HTTP_201_CREATED,
+    responses={
+        401: {"description": "The code is unknown, used or expired."},
+        426: {"description": "The agent must be updated."},
+    },
+)
 def enrol(
+    request: Request,
     body: AgentCreate,
     session: WriteSession,
     database: CurrentDatabase,
@@ -107,7 +117,12 @@ def enrol(
             field="code",
         )
     targets = [ensure_target(session, profile) for profile in profiles]
-    agent, token = create_agent(session, [t.id for t in targets], body.name, body.agent_version)
+    # whoever gave the code away answers for what it made
+    request.state.principal = who = get_key(session, code.created_by).principal()
+    agent, token = create_agent(
+        session, who.account, [t.id for t in targets], body.name, body.agent_version
+    )
+    session.info["audited"] = agent.id
     for target in targets:
         if code.search_space is not None:
             ensure_kit(session, target, listed_space(code.search_space))
@@ -167,7 +182,7 @@ def heartbeat(
 def list_all(
     session: ReadSession,
     settings: CurrentSettings,
-    _: User,
+    _: Viewer,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> Page[AgentRead]:
@@ -177,32 +192,49 @@ def list_all(
 
 
 @router.get("/agents/{agent_id}")
-def read(agent_id: str, session: ReadSession, settings: CurrentSettings, _: User) -> AgentRead:
+def read(agent_id: str, session: ReadSession, settings: CurrentSettings, _: Viewer) -> AgentRead:
     """One agent."""
     return _read(session, get_agent(session, agent_id), settings)
 
 
 @router.post("/agents/{agent_id}/drain")
-def drain(agent_id: str, session: WriteSession, settings: CurrentSettings, _: User) -> AgentRead:
+def drain(agent_id: str, session: WriteSession, settings: CurrentSettings, user: User) -> AgentRead:
     """Let an agent finish its current task, upload and leave; it is given no more work."""
-    agent = get_agent(session, agent_id)
+    agent = _own(session, agent_id, user)
     agent.draining = True
     return _read(session, agent, settings)
 
 
 @router.post("/agents/{agent_id}/resume")
-def resume(agent_id: str, session: WriteSession, settings: CurrentSettings, _: User) -> AgentRead:
+def resume(
+    agent_id: str, session: WriteSession, settings: CurrentSettings, user: User
+) -> AgentRead:
     """Let a drained agent work again, once it is started."""
-    agent = get_agent(session, agent_id)
+    agent = _own(session, agent_id, user)
     agent.draining = False
     return _read(session, agent, settings)
 
 
 @router.delete("/agents/{agent_id}", status_code=status.HTTP_204_NO_CONTENT)
-def revoke(agent_id: str, session: WriteSession, _: User) -> None:
+def revoke(agent_id: str, session: WriteSession, user: User) -> None:
     """Revoke an agent's token at once; what it was to measure is for others of its targets."""
+    _own(session, agent_id, user)
     revoke_agent(session, agent_id)
     give_back_tasks(session, agent_id)
+
+
+def _own(session: Session, agent_id: str, user: Principal) -> Agent:
+    """An agent that the user may send away; that it is there, everybody may know.
+
+    Raises:
+        ForbiddenError: it is another account's.
+    """
+    agent = get_agent(session, agent_id)
+    if not user.sees(agent.owner):
+        raise ForbiddenError(
+            f"agent {agent.name!r} was enrolled by another account; its owner or an operator may"
+        )
+    return agent
 
 
 def _read(session: Session, agent: Agent, settings: Settings) -> AgentRead:
@@ -210,6 +242,7 @@ def _read(session: Session, agent: Agent, settings: Settings) -> AgentRead:
     n_items = agent.accepted + agent.rejected
     return AgentRead(
         id=agent.id,
+        owner=agent.owner,
         name=agent.name,
         version=agent.version,
         target_ids=agent.target_ids,

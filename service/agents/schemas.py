@@ -69,6 +69,7 @@ class AgentRead(Resource):
     """An agent without its token.
 
     Attributes:
+        owner: the account that enrolled it, and may drain and revoke it.
         online: heard of lately.
         outdated: too old for this service; it is given no work.
         reject_rate: share of its uploaded items that were not accepted; None before the first.
@@ -77,6 +78,7 @@ class AgentRead(Resource):
 
     object: Literal["agent"] = "agent"
     id: str
+    owner: str
     name: str
     version: str
     target_ids: list[str]

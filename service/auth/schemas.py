@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, Field
 
 from service.auth.principal import Scope
-from service.schemas import Name, Request, Resource
+from service.schemas import Moment, Name, Request, Resource
 
 
 def _in_the_future(at: datetime) -> datetime:
@@ -26,7 +26,7 @@ class KeyCreate(Request):
     name: Name
     scope: Scope = "user"
     account: Name | None = None
-    expires_at: Annotated[AwareDatetime, AfterValidator(_in_the_future)] | None = None
+    expires_at: Annotated[Moment, AfterValidator(_in_the_future)] | None = None
 
 
 class KeyRotate(Request):

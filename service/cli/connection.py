@@ -3,14 +3,15 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from service.client.client import Client
@@ -24,6 +25,7 @@ Key = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 EXIT_USAGE = 2
+EXIT_TIMEOUT = 6
 EXIT_STATUS = {"succeeded": 0, "infeasible": 3, "failed": 4, "cancelled": 5}
 
 _WIDTH_OF_A_PIPE = 160
@@ -58,6 +60,12 @@ def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:
     print(json.dumps(document, indent=2))  # noqa: T201
 
 
+def print_text(*lines: RenderableType) -> None:
+    """Print what people read: text, which is never broken, or a table of `rich`."""
+    for line in lines:
+        _stdout.print(line, soft_wrap=isinstance(line, str), highlight=False, markup=False)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows as a table; `-` where there is nothing, and no id ever broken in two."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -79,3 +87,15 @@ def _text(cell: object) -> str:
 def ms(value: float | None) -> str:
     """A latency for people, with its unit."""
     return "-" if value is None else f"{value:.4g} ms"
+
+
+@contextmanager
+def complaining() -> Iterator[None]:
+    """Turns what is wrong with a store or a backup into one line and an exit status."""
+    from service.errors import StoreUnfitError
+
+    try:
+        yield
+    except StoreUnfitError as error:
+        Console(stderr=True).print(f"[red]error[/red] {error}", soft_wrap=True)
+        sys.exit(EXIT_USAGE)

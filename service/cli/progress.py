@@ -1,23 +1,37 @@
 """What people see while a search runs and when it has ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from service.client.client import Client
-from service.searches.schemas import EffortRead, NetworkResult, SearchRead
+from service.searches.schemas import (
+    Baseline,
+    EffortRead,
+    NetworkResult,
+    Point,
+    Reproduction,
+    Result,
+    SearchRead,
+)
 
 _PHASES = {
     "starting": "starting the attempt",
     "awaiting_measurements": "waiting for measurements",
     "waiting_for_worker": "waiting for a worker",
-    "searching": "searching with DSNAS",
+    "searching": "searching",
     "deriving": "deciding under the budget",
     "training": "training the child on",
     "verifying": "measuring the very file",
-    "comparing": "training a random network",
+    "comparing": "training the baselines",
+}
+
+_HALTS = {
+    "pausing": "pausing at its next step",
+    "paused": "paused, until it is resumed",
+    "cancelling": "stopping at its next step",
 }
 
 
@@ -84,15 +98,22 @@ def follow_events(
     lines: PhaseLines,
     on_quiet: Callable[[], None] | None = None,
 ) -> None:
-    """Turn a search's events into lines until it ends; `on_quiet` as in `Client.events`."""
-    budget_ms = client.search(search_id).spec.latency_budget_ms
-    for event in client.events(search_id, on_quiet=on_quiet):
+    """Turn a search's events into lines until it ends.
+
+    They are streamed, or polled when `on_quiet` is to be called, see `Client.events`.
+    """
+    budgets = client.search(search_id).spec.budgets
+    budget_ms = budgets[0].latency_budget_ms if len(budgets) == 1 else None
+    told = client.events(search_id, on_quiet=on_quiet) if on_quiet else client.stream(search_id)
+    for event in told:
         data = event.data
         if event.type == "phase" and data["phase"] in _PHASES:
             lines.begin(_PHASES[data["phase"]])
+        elif event.type == "status" and data["status"] in _HALTS:
+            lines.begin(_HALTS[data["status"]])
         elif event.type == "measurement":
-            share = data["median_ms"] / budget_ms
-            lines.note(f"{data['median_ms']:.4f} ms, {share:.0%} of budget")
+            share = f", {data['median_ms'] / budget_ms:.0%} of budget" if budget_ms else ""
+            lines.note(f"{data['median_ms']:.4f} ms{share}")
         elif event.type == "metrics" and "latency_current" in data:
             note = f"loss {data['train_loss']:.2f}, now {data['latency_current']:.4f} ms"
             lines.update(data["step"], data["total"], note)
@@ -101,23 +122,29 @@ def follow_events(
 
 
 def result_table(search: SearchRead) -> Table:
-    """A search for people: what was asked, what was found, beside a random network."""
+    """A search for people: what was asked, what was found, beside networks nobody searched for."""
     table = Table(title=f"{search.id}: {search.status}", title_justify="left")
     table.add_column("")
     if search.result is None:
         table.add_column(search.phase.replace("_", " "))
-        table.add_row("budget", f"{search.spec.latency_budget_ms:.4f} ms")
-        if search.status_reason is not None:
-            table.add_row("reason", search.status_reason.text)
+        _add_asked(table, search)
+        if search.estimated_finish_at is not None:
+            table.add_row("expected to end", f"{search.estimated_finish_at:%Y-%m-%d %H:%M} UTC")
         return table
+    baselines = search.result.baselines
+    found, *others = _networks(search.result)
     table.add_column("network found" if search.status == "succeeded" else "nearest network")
-    table.add_column("random, same budget and computation")
-    if search.status_reason is not None:
-        table.add_row("reason", search.status_reason.text)
-    table.add_row("budget", f"{search.spec.latency_budget_ms:.4f} ms")
-    found, random = search.result.network, search.result.random_baseline
+    for kind in [baseline.kind for baseline in baselines] or ["random"] * len(others):
+        table.add_column(_HEADINGS[kind])
+    _add_asked(table, search)
     for name, cell in _CELLS.items():
-        table.add_row(name, cell(found), cell(random) if random else "")
+        table.add_row(name, cell(found), *map(cell, others))
+    if baselines:
+        table.add_row("more accurate by", "", *map(_gap, baselines))
+    _add_points(table, search.result.points)
+    if search.result.reproduction is not None:
+        table.add_section()
+        _add_reproduction(table, search.result.reproduction)
     table.add_section()
     table.add_row(
         "seconds", f"{taken_seconds(search):.0f} in all", _phases(search.seconds_by_phase)
@@ -130,6 +157,49 @@ def result_table(search: SearchRead) -> Table:
             _phases(expected.seconds_by_phase),
         )
     return table
+
+
+_HEADINGS = {
+    "random": "random, same budget and computation",
+    "hand_made": "hand-made, same budget and computation",
+}
+
+
+def _networks(result: Result) -> Sequence[NetworkResult]:
+    """The network found, then its baselines; of searches of older versions, the one there was."""
+    if result.baselines or result.random_baseline is None:
+        return [result.network, *result.baselines]
+    return [result.network, result.random_baseline]
+
+
+def _add_asked(table: Table, search: SearchRead) -> None:
+    if search.status_reason is not None:
+        table.add_row("reason", search.status_reason.text)
+    several = len(search.spec.budgets) > 1
+    for budget in search.spec.budgets:
+        where = f" on {budget.target}" if several else ""
+        table.add_row("budget", f"{budget.latency_budget_ms:.4f} ms{where}")
+
+
+def _add_points(table: Table, points: Sequence[Point]) -> None:
+    if points:
+        table.add_section()
+    for point in points:
+        said = "verified" if point.verified else "not reached"
+        measured = f"{_measured(point)}, accuracy {_accuracy(point)}, {said}"
+        table.add_row(f"at {point.latency_budget_ms:.4f} ms", measured)
+
+
+def _add_reproduction(table: Table, found: Reproduction) -> None:
+    said = "the same to the last bit" if found.same else "; ".join(found.differs)
+    table.add_row(f"compared with {found.of}", said)
+
+
+def _gap(baseline: Baseline) -> str:
+    if baseline.gap is None:
+        return "-"
+    low, high = baseline.gap.interval95
+    return f"{baseline.gap.accuracy:+.4f} (95 % {low:+.4f} to {high:+.4f})"
 
 
 def taken_seconds(search: SearchRead) -> float:

@@ -1,46 +1,72 @@
-"""The Python client: what the command line and the demo use, and nothing they could not."""
+"""The Python client: what the command line and the demo use, and nothing they could not.
+
+Its calls are in `service.client.calls`; here they are done, one after the other.
+`AsyncClient` does the same ones for whoever awaits them.
+"""
 
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from json import dumps
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from httpx_sse import ServerSentEvent, connect_sse
+from tenacity import Retrying
 
-from service.agents.schemas import AgentRead, EnrolmentCodeCreated
-from service.auth.schemas import KeyCreated, KeyRead
-from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
-from service.latency_models.schemas import LatencyModelRead
-from service.machines.schemas import MachineRead
-from service.measurements.schemas import KitRead, MeasurementRead
-from service.predictions.schemas import FilePredictionRead, PredictionList, WhatIfRead
-from service.schemas import Page
-from service.searches.schemas import (
-    TERMINAL,
-    ArchitectureRead,
-    ArtifactList,
-    EventList,
-    EventRead,
-    Feasibility,
-    SearchRead,
+from service.client.asking import (
+    Ask,
+    Course,
+    Item,
+    Items,
+    Listen,
+    Pause,
+    Steps,
+    arguments,
+    checked,
+    like,
 )
-from service.spaces.schemas import SpaceList, SpaceRead
-from service.targets.schemas import TargetRead
+from service.client.calls import datasets as datasets_calls
+from service.client.calls import keys as keys_calls
+from service.client.calls import measuring as measuring_calls
+from service.client.calls import predictions as predictions_calls
+from service.client.calls import searches as searches_calls
+from service.client.calls import webhooks as webhooks_calls
+from service.client.calls import workers as workers_calls
+from service.client.errors import ApiUnreachableError, TailorClientError
+from service.client.retrying import rules
 
-Model = TypeVar("Model", bound=BaseModel)
-_PATIENCE_SECONDS = 20.0
-_LONG_POLL_SECONDS = 3.0
-_FILE_SECONDS = 240.0  # a file is sent, and read in turn with others
+P = ParamSpec("P")
+T = TypeVar("T")
+TIMEOUT_SECONDS = 60.0
+SILENCE_SECONDS = 45.0  # a stream says at least every 15 that it is alive
+
+
+def now(call: Callable[P, Steps[T]]) -> "Callable[Concatenate[Client, P], T]":
+    """The method of a client that does this call."""
+
+    def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        course = Course(call(*args, **kwargs))
+        for _ in client.perform(course):
+            raise TypeError(f"{call.__name__} gives several things: use `each`")
+        return course.result  # type: ignore[return-value]
+
+    return like(method, call)
+
+
+def each(call: Callable[P, Items[T]]) -> "Callable[Concatenate[Client, P], Iterator[T]]":
+    """The method of a client that does this call as far as its items are taken."""
+
+    def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        yield from client.perform(Course(call(*args, **kwargs)))
+
+    return like(method, call)
 
 
 class Client:
     """A session with the API; every answer is typed, every problem an `ApiError`.
 
-    Requests are retried for some seconds while nobody answers; creations carry an
-    idempotency key, so a repeated one creates nothing twice.
+    Requests are retried for some seconds while nobody answers, and when the API finds them too
+    many; creations carry an idempotency key, so a repeated one creates nothing twice.
 
     Args:
         url: of the API, for example ``http://127.0.0.1:8000``.
@@ -49,7 +75,8 @@ class Client:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=60.0)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS)
+        self._retrying = Retrying(**rules())
         self._url = url
 
     def __enter__(self) -> Self:
@@ -64,291 +91,173 @@ class Client:
 
     # -- targets and measuring ---------------------------------------------------------
 
-    def targets(self) -> list[TargetRead]:
-        """Every target, newest first."""
-        return list(self._pages("/v1/targets", TargetRead))
-
-    def target(self, target_id: str) -> TargetRead:
-        """One target."""
-        return self._get(f"/v1/targets/{target_id}", TargetRead)
-
-    def agents(self) -> list[AgentRead]:
-        """Every agent, newest first."""
-        return list(self._pages("/v1/agents", AgentRead))
-
-    def agent(self, agent_id: str) -> AgentRead:
-        """One agent."""
-        return self._get(f"/v1/agents/{agent_id}", AgentRead)
-
-    def create_enrolment_code(self, search_space: str | None = None) -> EnrolmentCodeCreated:
-        """A one-time code for `tailor agent enrol`; the space is measured on what enrols."""
-        body = {"search_space": search_space}
-        return self._post("/v1/enrolment-codes", body, EnrolmentCodeCreated)
-
-    def drain_agent(self, agent_id: str) -> AgentRead:
-        """Let an agent finish its current task and leave."""
-        return self._post(f"/v1/agents/{agent_id}/drain", None, AgentRead)
-
-    def resume_agent(self, agent_id: str) -> AgentRead:
-        """Let a drained agent have work again."""
-        return self._post(f"/v1/agents/{agent_id}/resume", None, AgentRead)
-
-    def revoke_agent(self, agent_id: str) -> None:
-        """Make an agent's token worthless."""
-        self._request("DELETE", f"/v1/agents/{agent_id}")
-
-    def create_kit(
-        self,
-        target: str,
-        search_space: str,
-        *,
-        again: bool = False,
-        until_half_width: float | None = None,
-    ) -> KitRead:
-        """Have a space measured on a target.
-
-        Args:
-            again: anew what has been measured.
-            until_half_width: networks first, and blocks only until predictions are known to
-                within this, relative.
-        """
-        body = {
-            "target": target,
-            "search_space": search_space,
-            "again": again,
-            "until_half_width": until_half_width,
-        }
-        return self._post("/v1/kits", body, KitRead)
-
-    def measurements(self, target: str) -> Iterator[MeasurementRead]:
-        """What was measured on a target, newest first, page by page."""
-        return self._pages("/v1/measurements", MeasurementRead, target=target, limit=200)
-
-    def kit(self, kit_id: str) -> KitRead:
-        """A kit and how far its measuring is."""
-        return self._get(f"/v1/kits/{kit_id}", KitRead)
-
-    def kit_manifest(
-        self, search_space: str, precision: str = "float32", batch: int = 1
-    ) -> dict[str, Any]:
-        """The signed list of the files that a space's kit holds, word for word as it was signed."""
-        asked = {"search_space": search_space, "precision": precision, "batch": batch}
-        manifest: dict[str, Any] = self._request("GET", "/v1/kit-files", params=asked).json()
-        return manifest
-
-    def kit_file(self, sha256: str) -> bytes:
-        """One file of a kit."""
-        return self._request("GET", f"/v1/kit-files/{sha256}").content
-
-    def latency_models(self, target: str | None = None) -> list[LatencyModelRead]:
-        """Latency models, newest first."""
-        parameters = {"target": target} if target else {}
-        return list(self._pages("/v1/latency-models", LatencyModelRead, **parameters))
-
-    def active_latency_model(self, target: str, search_space: str) -> LatencyModelRead | None:
-        """The model that prices searches of a space on a target."""
-        models = self.latency_models(target)
-        return next((m for m in models if m.active and m.search_space == search_space), None)
-
-    def latency_model(self, model_id: str) -> LatencyModelRead:
-        """One latency model with its report."""
-        return self._get(f"/v1/latency-models/{model_id}", LatencyModelRead)
-
-    def activate_latency_model(self, model_id: str) -> LatencyModelRead:
-        """Let a version price searches instead of the one that does; needs an admin's key."""
-        return self._post(f"/v1/latency-models/{model_id}/activate", None, LatencyModelRead)
+    targets = now(measuring_calls.targets)
+    target = now(measuring_calls.target)
+    agents = now(measuring_calls.agents)
+    agent = now(measuring_calls.agent)
+    create_enrolment_code = now(measuring_calls.create_enrolment_code)
+    drain_agent = now(measuring_calls.drain_agent)
+    resume_agent = now(measuring_calls.resume_agent)
+    revoke_agent = now(measuring_calls.revoke_agent)
+    create_kit = now(measuring_calls.create_kit)
+    measurements = each(measuring_calls.measurements)
+    kit = now(measuring_calls.kit)
+    kit_manifest = now(measuring_calls.kit_manifest)
+    kit_file = now(measuring_calls.kit_file)
+    latency_models = now(measuring_calls.latency_models)
+    active_latency_model = now(measuring_calls.active_latency_model)
+    latency_model = now(measuring_calls.latency_model)
+    activate_latency_model = now(measuring_calls.activate_latency_model)
 
     # -- predictions -------------------------------------------------------------------
 
-    def predict(
-        self,
-        target: str,
-        search_space: str,
-        architectures: Sequence[str],
-        *,
-        target_ms: float | None = None,
-    ) -> PredictionList:
-        """What networks of a space would take on a target, by its active latency model.
+    predict = now(predictions_calls.predict)
+    predict_with = now(predictions_calls.predict_with)
+    what_if = now(predictions_calls.what_if)
+    predict_file = now(predictions_calls.predict_file)
 
-        Args:
-            target_ms: say of each whether it should stay within this.
-        """
-        body = {
-            "target": target,
-            "search_space": search_space,
-            "architectures": list(architectures),
-            "target_ms": target_ms,
-        }
-        return self._post("/v1/predictions", body, PredictionList)
+    # -- machines, workers and spaces --------------------------------------------------
 
-    def predict_with(
-        self, model_id: str, architectures: Sequence[str], *, target_ms: float | None = None
-    ) -> PredictionList:
-        """The same by one latency model, active or not."""
-        body = {"architectures": list(architectures), "target_ms": target_ms}
-        return self._post(f"/v1/latency-models/{model_id}/predictions", body, PredictionList)
+    machines = now(workers_calls.machines)
+    workers = now(workers_calls.workers)
+    worker = now(workers_calls.worker)
+    drain_worker = now(workers_calls.drain_worker)
+    search_spaces = now(workers_calls.search_spaces)
 
-    def what_if(
-        self, model_id: str, architecture: str, slot: int | str | None = None
-    ) -> WhatIfRead:
-        """What each candidate of a slot, or of every slot in turn, would change alone."""
-        body = {"architecture": architecture, "slot": slot}
-        return self._post(f"/v1/latency-models/{model_id}/what-if", body, WhatIfRead)
+    # -- data sets ---------------------------------------------------------------------
 
-    def predict_file(self, target: str, content: bytes) -> FilePredictionRead:
-        """What an ONNX file would take on a target, kernel by kernel."""
-        answer = self._request(
-            "POST",
-            f"/v1/targets/{target}/predictions",
-            content=content,
-            headers={"Content-Type": "application/octet-stream"},
-            timeout=_FILE_SECONDS,
-        )
-        return FilePredictionRead.model_validate(answer.json())
-
-    # -- machines and spaces -----------------------------------------------------------
-
-    def machines(self) -> list[MachineRead]:
-        """The machines that have run workers, newest first."""
-        return list(self._pages("/v1/machines", MachineRead))
-
-    def search_spaces(self) -> list[SpaceRead]:
-        """Every search space."""
-        return self._get("/v1/search-spaces", SpaceList).items
+    datasets = now(datasets_calls.datasets)
+    dataset = now(datasets_calls.dataset)
+    upload_dataset = now(datasets_calls.upload_dataset)
+    register_dataset = now(datasets_calls.register_dataset)
+    wait_for_dataset = now(datasets_calls.wait_for_dataset)
+    delete_dataset = now(datasets_calls.delete_dataset)
 
     # -- searches ----------------------------------------------------------------------
 
-    def preflight(self, **spec: Any) -> Feasibility:
-        """Which budgets can be met and at what effort; see `SearchCreate` for the fields."""
-        response = self._request("POST", "/v1/searches", json=spec, params={"dry_run": True})
-        return Feasibility.model_validate(response.json())
+    preflight = now(searches_calls.preflight)
+    create_search = now(searches_calls.create_search)
+    searches = each(searches_calls.searches)
+    search = now(searches_calls.search)
+    cancel_search = now(searches_calls.cancel_search)
+    pause_search = now(searches_calls.pause_search)
+    resume_search = now(searches_calls.resume_search)
+    update_search = now(searches_calls.update_search)
+    tag_search = now(searches_calls.tag_search)
+    bulk = now(searches_calls.bulk)
+    clone_search = now(searches_calls.clone_search)
+    extend_search = now(searches_calls.extend_search)
+    derive = now(searches_calls.derive)
+    reproduce_search = now(searches_calls.reproduce_search)
+    wait = now(searches_calls.wait)
+    new_events = now(searches_calls.new_events)
+    past_events = each(searches_calls.past_events)
+    events = each(searches_calls.events)
+    stream = each(searches_calls.stream)
+    metrics = now(searches_calls.metrics)
+    architecture = now(searches_calls.architecture)
+    artifacts = now(searches_calls.artifacts)
+    download = now(searches_calls.download)
+    front = now(searches_calls.front)
+    lineage = now(searches_calls.lineage)
+    compare = now(searches_calls.compare)
 
-    def create_search(self, *, idempotency_key: str | None = None, **spec: Any) -> SearchRead:
-        """Queue a search; see `SearchCreate` for the fields of `spec`."""
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        response = self._request("POST", "/v1/searches", json=spec, headers=headers)
-        return SearchRead.model_validate(response.json())
+    # -- webhooks ----------------------------------------------------------------------
 
-    def searches(self, status: str | None = None) -> Iterator[SearchRead]:
-        """Searches, newest first, page by page."""
-        parameters = {"status": status} if status else {}
-        return self._pages("/v1/searches", SearchRead, **parameters)
+    create_webhook = now(webhooks_calls.create_webhook)
+    webhooks = now(webhooks_calls.webhooks)
+    webhook = now(webhooks_calls.webhook)
+    change_webhook = now(webhooks_calls.change_webhook)
+    delete_webhook = now(webhooks_calls.delete_webhook)
+    rotate_webhook_secret = now(webhooks_calls.rotate_webhook_secret)
+    test_webhook = now(webhooks_calls.send_test)
+    webhook_deliveries = each(webhooks_calls.webhook_deliveries)
+    webhook_delivery = now(webhooks_calls.webhook_delivery)
+    redeliver = now(webhooks_calls.redeliver)
 
-    def search(self, search_id: str) -> SearchRead:
-        """One search."""
-        return self._get(f"/v1/searches/{search_id}", SearchRead)
+    # -- keys and the audit log --------------------------------------------------------
 
-    def cancel_search(self, search_id: str) -> SearchRead:
-        """Stop a search."""
-        return self._post(f"/v1/searches/{search_id}/cancel", None, SearchRead)
+    create_key = now(keys_calls.create_key)
+    keys = now(keys_calls.keys)
+    key = now(keys_calls.key)
+    rotate_key = now(keys_calls.rotate_key)
+    revoke_key = now(keys_calls.revoke_key)
+    audit = each(keys_calls.audit)
 
-    def events(
-        self, search_id: str, *, after: int = 0, on_quiet: Callable[[], None] | None = None
-    ) -> Iterator[EventRead]:
-        """Events as they happen, until the search has ended.
+    # -- doing them --------------------------------------------------------------------
 
-        Args:
-            after: number of the last event seen.
-            on_quiet: called every few seconds without news.
-        """
-        while True:
-            found = self.new_events(search_id, after, _LONG_POLL_SECONDS)
-            yield from found
-            if found:
-                after = found[-1].number
-                continue
-            if self.search(search_id).status in TERMINAL:
-                return
-            if on_quiet is not None:
-                on_quiet()
+    def perform(self, course: Course[Any]) -> Iterator[Any]:
+        """Do what a call asks for until it ends; yields the items it gives."""
+        with _Line(self._http) as line:
+            while (wanted := course.wanted) is not None:
+                if isinstance(wanted, Item):
+                    yield wanted.value
+                    course.answer(None)
+                    continue
+                try:
+                    answer = self._do(wanted, line)
+                except (TailorClientError, httpx.TransportError) as error:
+                    line.close()
+                    course.fail(error)
+                else:
+                    course.answer(answer)
 
-    def new_events(self, search_id: str, after: int, wait_seconds: float) -> list[EventRead]:
-        """Events after a number; waits for some unless the search has ended."""
-        parameters = {"after": after, "wait": wait_seconds}
-        return self._get(f"/v1/searches/{search_id}/events", EventList, **parameters).items
+    def _do(self, wanted: Ask | Pause | Listen, line: "_Line") -> object:
+        match wanted:
+            case Ask():
+                return self._send(wanted)
+            case Listen():
+                return line.next(wanted)
+            case Pause(seconds):
+                time.sleep(seconds)
+                return None
 
-    def wait(self, search_id: str, timeout_seconds: float) -> SearchRead:
-        """The search once it has ended.
-
-        Raises:
-            SearchTimeoutError: it had not by then; it goes on all the same.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while (search := self.search(search_id)).status not in TERMINAL:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise SearchTimeoutError(f"search {search_id} is still {search.status}")
-            self.new_events(search_id, after=2**31 - 1, wait_seconds=min(left, 2.0))
-        return search
-
-    def architecture(self, search_id: str) -> ArchitectureRead:
-        """The network a search found."""
-        return self._get(f"/v1/searches/{search_id}/architecture", ArchitectureRead)
-
-    def artifacts(self, search_id: str) -> ArtifactList:
-        """The files of a search."""
-        return self._get(f"/v1/searches/{search_id}/artifacts", ArtifactList)
-
-    def download(self, search_id: str, name: str) -> bytes:
-        """The content of one file of a search."""
-        return self._request("GET", f"/v1/searches/{search_id}/artifacts/{name}").content
-
-    # -- keys --------------------------------------------------------------------------
-
-    def create_key(self, name: str, scope: str) -> KeyCreated:
-        """A new API key with its secret."""
-        return self._post("/v1/keys", {"name": name, "scope": scope}, KeyCreated)
-
-    def keys(self) -> list[KeyRead]:
-        """Every API key, without secrets."""
-        return list(self._pages("/v1/keys", KeyRead))
-
-    def revoke_key(self, key_id: str) -> None:
-        """Make an API key worthless."""
-        self._request("DELETE", f"/v1/keys/{key_id}")
-
-    # -- plumbing ----------------------------------------------------------------------
-
-    def _get(self, path: str, model: type[Model], **parameters: Any) -> Model:
-        return model.model_validate(self._request("GET", path, params=parameters).json())
-
-    def _post(self, path: str, body: dict[str, Any] | None, model: type[Model]) -> Model:
-        return model.model_validate(self._request("POST", path, json=body).json())
-
-    def _pages(self, path: str, model: type[Model], **parameters: Any) -> Iterator[Model]:
-        cursor: str | None = None
-        while True:
-            asked = {**parameters, **({"cursor": cursor} if cursor else {})}
-            page = self._get(path, Page[model], **asked)  # type: ignore[valid-type]
-            yield from page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    def _request(
-        self, method: str, path: str, *, json: dict[str, Any] | None = None, **arguments: Any
-    ) -> httpx.Response:
-        if json is not None:
-            # httpx refuses NaN; the API answers it with the name of the field
-            headers = {"Content-Type": "application/json", **arguments.pop("headers", {})}
-            arguments |= {"content": dumps(json), "headers": headers}
+    def _send(self, ask: Ask) -> httpx.Response:
         try:
-            for attempt in Retrying(
-                retry=retry_if_exception_type(httpx.ConnectError),
-                stop=stop_after_delay(_PATIENCE_SECONDS),
-                wait=wait_random_exponential(0.1, 2.0),
-                reraise=True,
-            ):
-                with attempt:
-                    response = self._http.request(method, path, **arguments)
+            response: httpx.Response = self._retrying(
+                self._http.request, ask.method, ask.path, **arguments(ask)
+            )
         except httpx.TransportError as error:
             raise ApiUnreachableError(
                 f"no answer from {self._url}: {error}; is `tailor api` running there?"
             ) from error
-        if response.is_error:
-            try:
-                problem = response.json()
-            except ValueError:
-                problem = {"detail": response.text[:500]}
-            raise ApiError(response.status_code, problem)
-        return response
+        return checked(response)
+
+
+class _Line:
+    """A stream of events, open as long as somebody listens."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+        self._open = ExitStack()
+        self._events: Iterator[ServerSentEvent] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def next(self, wanted: Listen) -> ServerSentEvent | None:
+        if self._events is None:
+            source = self._open.enter_context(
+                connect_sse(
+                    self._http,
+                    "GET",
+                    wanted.path,
+                    headers={"Last-Event-ID": str(wanted.last_event_id)},
+                    timeout=httpx.Timeout(TIMEOUT_SECONDS, read=SILENCE_SECONDS),
+                )
+            )
+            if source.response.is_error:
+                source.response.read()
+                checked(source.response)
+            self._events = source.iter_sse()
+        told = next(self._events, None)
+        if told is None:
+            self.close()
+        return told
+
+    def close(self) -> None:
+        self._events = None
+        self._open.close()

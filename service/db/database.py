@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 import service.db.models  # noqa: F401 - relations resolve only when every table is known
+from service.db.base import utc_now
+
+STORE_ERRORS = (OperationalError, InterfaceError)
+"""The store restarts, is full or out of reach, or broke a deadlock: the same may go well later."""
 
 _WRITES = "tailor_writes"
 _SQLITE_BUSY_SECONDS = 30
@@ -64,6 +70,17 @@ def take_turns(session: Session | Connection, name: str) -> None:
     dialect = session.dialect if isinstance(session, Connection) else session.get_bind().dialect
     if dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+def store_time(session: Session) -> datetime:
+    """The clock that leases are measured by: PostgreSQL's, which is one for every machine.
+
+    SQLite has none of its own, and everybody who uses it shares this machine's.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        now: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+        return now.astimezone(UTC)
+    return utc_now()
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:

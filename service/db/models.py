@@ -1,7 +1,9 @@
 """Every table, imported so that `Base.metadata` is complete."""
 
 from service.agents.models import Agent, AgentTarget, EnrolmentCode, SigningKey
+from service.audit.models import AuditEntry
 from service.auth.models import ApiKey
+from service.datasets.models import DatasetRow
 from service.db.base import Base
 from service.jobs.models import Job, JobAttempt
 from service.latency_models.models import LatencyModel
@@ -16,14 +18,18 @@ from service.measurements.models import (
 )
 from service.predictions.models import KernelPricesRow
 from service.searches.models import Search, SearchArtifact, SearchEvent, SearchTarget
+from service.sessions.models import SessionRow
 from service.targets.models import Target
+from service.webhooks.models import Webhook, WebhookDelivery
 from service.workers.models import WorkerRow
 
 __all__ = [
     "Agent",
     "AgentTarget",
     "ApiKey",
+    "AuditEntry",
     "Base",
+    "DatasetRow",
     "EnrolmentCode",
     "Job",
     "JobAttempt",
@@ -39,8 +45,11 @@ __all__ = [
     "SearchArtifact",
     "SearchEvent",
     "SearchTarget",
+    "SessionRow",
     "SigningKey",
     "Target",
     "UploadedBatch",
+    "Webhook",
+    "WebhookDelivery",
     "WorkerRow",
 ]

@@ -13,9 +13,14 @@ from service.latency_models.models import LatencyModel
 
 
 def active_model(session: Session, target_id: str, space_digest: str) -> LatencyModel | None:
-    """The model that prices searches of a space on a target."""
+    """The model that prices searches of a space on a target.
+
+    What it says, which is long, is read when somebody looks; mostly it is known already.
+    """
     return session.scalars(
-        select(LatencyModel).where(
+        select(LatencyModel)
+        .options(defer(LatencyModel.document), defer(LatencyModel.report))
+        .where(
             LatencyModel.target_id == target_id,
             LatencyModel.space_digest == space_digest,
             LatencyModel.active,

@@ -60,6 +60,7 @@ from service.targets.repository import named_target
 router = APIRouter(tags=["measurements"])
 
 _LEASE_POLL_SECONDS = 0.2
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
 
 @router.post("/kits", status_code=status.HTTP_201_CREATED)
@@ -127,7 +128,7 @@ def read_kit_files(
     return KitFilesRead(**document, signature=signer.sign_document(document))
 
 
-@router.get("/kit-files/{sha256}", response_class=Response)
+@router.get("/kit-files/{sha256}", response_class=Response, responses=_FILE)
 def download_kit_file(
     sha256: str, session: ReadSession, artifacts: Artifacts, _: Viewer
 ) -> Response:
@@ -137,7 +138,9 @@ def download_kit_file(
     return Response(artifacts.get(sha256), media_type="application/octet-stream")
 
 
-@router.post("/measurement-tasks/lease")
+@router.post(
+    "/measurement-tasks/lease", responses={426: {"description": "The agent must be updated."}}
+)
 async def lease(
     body: LeaseCreate,
     database: CurrentDatabase,
@@ -170,7 +173,7 @@ async def lease(
     return leased
 
 
-@router.get("/models/{sha256}", response_class=Response)
+@router.get("/models/{sha256}", response_class=Response, responses=_FILE)
 def download_model(
     sha256: str, session: ReadSession, artifacts: Artifacts, agent: CurrentAgent
 ) -> Response:

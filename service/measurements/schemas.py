@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
 from predictor.measurements import PROTOCOL_VERSION, Effort, Grade, Precision, Reason
-from service.schemas import Name, Request, Resource, Text
+from service.schemas import Moment, Name, Request, Resource, Text
 
 _LONGEST_MS = 600_000.0
 _SHORTEST_MS = 1e-6  # a nanosecond: less than any call of anything
@@ -128,7 +128,7 @@ class MeasurementCreate(Request):
     contended_share: Share
     anchor_ms: Milliseconds
     provider: Name
-    measured_at: AwareDatetime
+    measured_at: Moment
     grade: Grade
     flagged: bool
     note: Annotated[Text, Field(max_length=500)]

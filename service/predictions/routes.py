@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from service.auth.access import User
+from service.auth.access import User, Viewer
 from service.dependencies import CurrentDatabase, CurrentSettings, FileReaders, ReadSession
 from service.errors import BadRequestError
 from service.latency_models.repository import get_model
@@ -36,7 +36,7 @@ _BODY: dict[str, Any] = {
 
 
 @router.post("/predictions")
-def predict(body: TargetPredictionCreate, session: ReadSession, _: User) -> PredictionList:
+def predict(body: TargetPredictionCreate, session: ReadSession, _: Viewer) -> PredictionList:
     """Price networks of a space on a target with the active latency model.
 
     Nothing is measured and nothing stored. 404: no such target or space; 409
@@ -48,7 +48,7 @@ def predict(body: TargetPredictionCreate, session: ReadSession, _: User) -> Pred
 
 @router.post("/latency-models/{model_id}/predictions")
 def predict_with(
-    model_id: str, body: PredictionCreate, session: ReadSession, _: User
+    model_id: str, body: PredictionCreate, session: ReadSession, _: Viewer
 ) -> PredictionList:
     """Price networks with one latency model, whichever version is active.
 
@@ -58,7 +58,7 @@ def predict_with(
 
 
 @router.post("/latency-models/{model_id}/what-if")
-def what_if(model_id: str, body: WhatIfCreate, session: ReadSession, _: User) -> WhatIfRead:
+def what_if(model_id: str, body: WhatIfCreate, session: ReadSession, _: Viewer) -> WhatIfRead:
     """What the latency becomes when one slot alone is decided otherwise."""
     return known.exchange(get_model(session, model_id), body)
 

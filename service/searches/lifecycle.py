@@ -21,7 +21,7 @@ from service.db.base import utc_now
 from service.errors import ConflictError
 from service.jobs import repository as jobs
 from service.latency_models.repository import active_model
-from service.measurements.repository import cancel_tasks, find_kit
+from service.measurements.repository import cancel_tasks, find_kit, kit_progress
 from service.searches.models import Search
 from service.searches.repository import append_event, get_search, targets_of, waiting_for
 from service.searches.schemas import TERMINAL
@@ -215,7 +215,8 @@ def attempt_lost(
         jobs.park_queued(session, search.id)
         paused(session, search)
     else:
-        _set_status(session, search, "queued")
+        if search.status != "queued":  # it was lost before it began
+            _set_status(session, search, "queued")
         enter_phase(session, search, "waiting_for_worker")
         append_event(session, search.id, "warning", {"code": outcome, "text": text or ""})
 
@@ -254,7 +255,9 @@ def first_missing(session: Session, search: Search) -> str | None:
 def _cannot_come(session: Session, key: str) -> bool:
     _, target_id, digest = key.split(":")
     kit = find_kit(session, target_id, digest)
-    fit = jobs.of_subject(session, kit.id) if kit else None
+    if kit is None or {"queued", "leased"} & kit_progress(session, kit.id).keys():
+        return False  # it is being measured, perhaps once more
+    fit = jobs.of_subject(session, kit.id)
     return fit is not None and fit.status == "failed"
 
 

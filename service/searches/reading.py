@@ -13,9 +13,18 @@ from service.jobs.models import Job
 from service.jobs.needs import Needs
 from service.measurements.repository import find_kit, kit_progress
 from service.searches.models import Search
-from service.searches.schemas import AttemptRead, SearchCreate, SearchRead, StatusReason
+from service.searches.schemas import (
+    STOPPING,
+    AttemptRead,
+    SearchCreate,
+    SearchRead,
+    StatusReason,
+)
 from service.settings import Settings
 from service.workers.matching import who_could_serve
+
+_FORESEEABLE_SECONDS = 100 * 365 * 86_400
+"""Nobody estimates the end of what lies farther ahead."""
 
 
 def read_searches(
@@ -34,6 +43,13 @@ def read_searches(
     def reason(search: Search, job: Job | None) -> StatusReason | None:
         if search.status_reason is not None:
             return StatusReason.model_validate(search.status_reason)
+        if job is not None and search.status in STOPPING:
+            return StatusReason(
+                code="stopping",
+                text="Asked to stop; its attempt does so at its next step, or is killed after "
+                f"{settings.stop_grace_seconds:g} s.",
+                since=job.stop_requested_at or search.phase_since,
+            )
         if search.status != "queued" or job is None:
             return None
         if job.blocked_on is not None:
@@ -120,7 +136,8 @@ def _finish(search: Search, position: int | None) -> datetime | None:
     if effort is None:
         return None
     if search.status == "queued" and position is not None:
-        return utc_now() + timedelta(seconds=effort["seconds"] * position)
+        seconds = effort["seconds"] * position
+        return utc_now() + timedelta(seconds=seconds) if seconds < _FORESEEABLE_SECONDS else None
     expected: dict[str, float] = effort["seconds_by_phase"]
     if search.status != "running" or search.phase not in expected:
         return None

@@ -57,6 +57,7 @@ TagValue = Annotated[Text, Field(max_length=200)]
 Tags = Annotated[dict[TagName, TagValue], Field(max_length=32)]
 Priority = Annotated[int, Field(ge=-100, le=100, description="Larger goes first.")]
 Epochs = Annotated[int, Field(ge=4, le=10_000)]
+_TEN_YEARS_MINUTES = 10 * 365 * 24 * 60
 
 
 class TargetBudget(Request):
@@ -69,12 +70,12 @@ class TargetBudget(Request):
 class Limits(Request):
     """When a search is ended, whatever it has reached. None: never."""
 
-    wall_minutes: float | None = Field(
-        default=None, gt=0.0, description="Of running; waiting in the queue is not counted."
+    wall_minutes: Annotated[float, Field(gt=0.0, le=_TEN_YEARS_MINUTES)] | None = Field(
+        default=None, description="Of running; waiting in the queue is not counted."
     )
-    gpu_hours: float | None = Field(default=None, gt=0.0)
-    queue_minutes: float | None = Field(
-        default=None, gt=0.0, description="Until a worker first begins."
+    gpu_hours: Annotated[float, Field(gt=0.0, le=_TEN_YEARS_MINUTES / 60.0)] | None = None
+    queue_minutes: Annotated[float, Field(gt=0.0, le=_TEN_YEARS_MINUTES)] | None = Field(
+        default=None, description="Until a worker first begins."
     )
 
 
@@ -82,8 +83,8 @@ class Worker(Request):
     """What the worker of a search must have."""
 
     gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    memory_bytes: int | None = Field(
-        default=None, gt=0, description="None: its share of the worker's."
+    memory_bytes: Annotated[int, Field(gt=0, lt=2**50)] | None = Field(
+        default=None, description="None: its share of the worker's."
     )
     labels: dict[TagName, TagValue] = Field(
         default={}, max_length=16, description="Such as gpu_model; a value may hold `*`."

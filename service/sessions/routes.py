@@ -1,6 +1,7 @@
 """Routes of sessions: how a browser signs in with an API key, and out."""
 
 from datetime import timedelta
+from typing import Any
 
 from fastapi import APIRouter, Request, Response, status
 
@@ -15,6 +16,8 @@ from service.sessions.schemas import SessionRead
 from service.settings import Settings
 
 router = APIRouter(prefix="/sessions", tags=["sessions"])
+
+_NONE: dict[int | str, dict[str, Any]] = {404: {"description": "A key was sent, and no session."}}
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)
@@ -42,7 +45,7 @@ def sign_in(
     return _read(row, principal, token, settings)
 
 
-@router.get("/self")
+@router.get("/self", responses=_NONE)
 def read_itself(
     request: Request, session: ReadSession, settings: CurrentSettings, principal: Viewer
 ) -> SessionRead:
@@ -55,7 +58,7 @@ def read_itself(
     return _read(row, principal, request.cookies[COOKIE], settings)
 
 
-@router.delete("/self", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete("/self", status_code=status.HTTP_204_NO_CONTENT, responses=_NONE)
 def sign_out(
     request: Request,
     response: Response,

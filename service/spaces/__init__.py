@@ -1,1 +1,1 @@
-"""The search spaces and data sets that can be named."""
+"""The search spaces that can be named."""

@@ -1,38 +1,31 @@
-"""Routes of search spaces and data sets."""
+"""Routes of search spaces."""
 
 from fastapi import APIRouter
 
-from search_core.data.catalogue import datasets
 from search_core.errors import UnknownSpaceError
 from search_core.space.presets import get_space, space_names
 from search_core.space.space import SearchSpace
-from service.auth.access import User
+from service.auth.access import Viewer
 from service.errors import NotFoundError
 from service.spaces.catalogue import listed_space, searchable_datasets
-from service.spaces.schemas import DatasetList, DatasetRead, SlotRead, SpaceList, SpaceRead
+from service.spaces.schemas import SlotRead, SpaceList, SpaceRead
 
 router = APIRouter(tags=["search spaces"])
 
 
 @router.get("/search-spaces")
-def list_spaces(_: User) -> SpaceList:
+def list_spaces(_: Viewer) -> SpaceList:
     """Every search space."""
     return SpaceList(items=[_read(get_space(name)) for name in space_names()])
 
 
 @router.get("/search-spaces/{name}")
-def get(name: str, _: User) -> SpaceRead:
+def get(name: str, _: Viewer) -> SpaceRead:
     """One search space."""
     try:
         return _read(listed_space(name))
     except UnknownSpaceError as error:
         raise NotFoundError(str(error)) from error
-
-
-@router.get("/datasets")
-def list_datasets(_: User) -> DatasetList:
-    """Every data set."""
-    return DatasetList(items=[DatasetRead.model_validate(info) for info in datasets()])
 
 
 def _read(space: SearchSpace) -> SpaceRead:

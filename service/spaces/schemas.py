@@ -1,4 +1,4 @@
-"""Search spaces and data sets on the wire."""
+"""Search spaces on the wire."""
 
 from typing import Literal
 
@@ -26,20 +26,10 @@ class SpaceRead(Resource):
     resolution_px: int
     n_classes: int
     n_distinct_blocks: int
-    datasets: list[str] = Field(description="Those it can be searched on; none: not here.")
+    datasets: list[str] = Field(
+        description="Known sets it can be searched on, fitted to their images."
+    )
     slots: list[SlotRead]
-
-
-class DatasetRead(Resource):
-    """A data set."""
-
-    object: Literal["dataset"] = "dataset"
-    name: str
-    channels: int
-    resolution_px: int
-    n_classes: int
-    n_train: int
-    n_test: int
 
 
 class SpaceList(Resource):
@@ -47,10 +37,3 @@ class SpaceList(Resource):
 
     object: Literal["list"] = "list"
     items: list[SpaceRead]
-
-
-class DatasetList(Resource):
-    """Every data set."""
-
-    object: Literal["list"] = "list"
-    items: list[DatasetRead]

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
 from service.agents.repository import n_online
-from service.auth.access import User
+from service.auth.access import Viewer
 from service.dependencies import CurrentSettings, Cursor, Limit, ReadSession
 from service.schemas import Page, next_cursor
 from service.settings import Settings
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/targets", tags=["targets"])
 def list_all(
     session: ReadSession,
     settings: CurrentSettings,
-    _: User,
+    _: Viewer,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> Page[TargetRead]:
@@ -29,7 +29,7 @@ def list_all(
 
 
 @router.get("/{target_id}")
-def get(target_id: str, session: ReadSession, settings: CurrentSettings, _: User) -> TargetRead:
+def get(target_id: str, session: ReadSession, settings: CurrentSettings, _: Viewer) -> TargetRead:
     """One target."""
     return _read(get_target(session, target_id), session, settings)
 

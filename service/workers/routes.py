@@ -52,7 +52,11 @@ def read(
     return found
 
 
-@router.post("/{worker_id}/drain", status_code=status.HTTP_202_ACCEPTED)
+@router.post(
+    "/{worker_id}/drain",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={200: {"model": WorkerRead, "description": "It was told before."}},
+)
 def drain_one(
     worker_id: str,
     session: WriteSession,

@@ -4,10 +4,8 @@ Any worker settles for every other; it takes one job at a time, so that one that
 settled keeps no other waiting.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -150,25 +148,3 @@ class Housekeeping:
             self._trusted_from = monotonic + self._settings.job_lease_seconds
             self._clock_was_set = True
         return monotonic >= self._trusted_from
-
-
-@contextmanager
-def housekeeping(settings: Settings, database: Database) -> Iterator[None]:
-    """Meanwhile, a thread of this process does its `Housekeeping`."""
-    stop = threading.Event()
-
-    def keep_house() -> None:
-        work = Housekeeping(settings, database)
-        while not stop.wait(_TEND_SECONDS):
-            try:
-                work.tend()
-            except Exception:  # the next round may go well, and nobody else would log it
-                _log.exception("housekeeping failed")
-
-    thread = threading.Thread(target=keep_house, name="housekeeping", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

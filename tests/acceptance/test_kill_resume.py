@@ -1,16 +1,9 @@
 """Killing an attempt or a worker costs a search nothing but time: real processes, real SIGKILL."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import psutil
 import pytest
-
-from service.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -19,57 +12,18 @@ TERMINAL = {"succeeded", "infeasible", "failed", "cancelled"}
 PATIENCE = {"seconds": 300.0, "pause_seconds": 0.2}  # only an end to waiting
 
 
-@contextmanager
-def process(home: Path, *words: str, **options) -> Iterator[subprocess.Popen]:
-    """`tailor` with these words over the installation in `home`, until the block ends."""
-    environment = {
-        **os.environ,
-        "TAILOR_HOME": str(home),
-        "TAILOR_JOB_LEASE_SECONDS": "3",
-        "TAILOR_ATTEMPT_THREADS": "1",  # sums in one order, so that runs can be compared
-    }
-    with (home / f"{words[0]}.log").open("ab") as log:
-        command = [sys.executable, "-m", "service.cli", *words]
-        started = subprocess.Popen(command, env=environment, stderr=log, **options)
-    try:
-        yield started
-    finally:
-        started.terminate()
-        started.wait(PATIENCE["seconds"])
-        if started.stdout is not None:
-            started.stdout.close()
+@pytest.fixture(scope="module")
+def lease_seconds() -> float:
+    """Short: there is always somebody to take over."""
+    return 3.0
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory, connect):
-    """A running API of an empty installation, as the client sees it."""
-    home = tmp_path_factory.mktemp("installation")
-    with process(home, "api", "--port", "0", stdout=subprocess.PIPE, text=True) as api:
-        told: dict[str, str] = {}
-        for line in api.stdout:  # ends when the API dies
-            name, _, value = line.strip().partition("=")
-            told[name] = value
-            if name == "TAILOR_READY":
-                break
-        assert set(told) == {"TAILOR_API_KEY", "TAILOR_URL", "TAILOR_READY"}
-        client = connect(Settings(home=home), told["TAILOR_URL"], told["TAILOR_API_KEY"])
-        yield client
-        client.close()
-
-
-@contextmanager
-def working(installation) -> Iterator[psutil.Process]:
-    """A worker of the installation."""
-    with process(installation.settings.home, "worker") as worker:
-        yield psutil.Process(worker.pid)
-
-
-@pytest.fixture(scope="module")
-def device(installation, eventually):
+def device(installation, working, eventually):
     """An agent of a measured target that answers whatever it is asked."""
     enrolled = installation.enrol_with_kit()
     with enrolled.answering():
-        with working(installation):
+        with working():
             eventually(lambda: latency_models(installation), "no latency model", **PATIENCE)
         yield enrolled
 
@@ -82,7 +36,7 @@ def new_search(installation, device) -> dict:
     """A search of the spec that all of them share."""
     (model,) = latency_models(installation)
     budget_ms = (model["fastest_ms"] + model["slowest_ms"]) / 2
-    spec = {"epochs": EPOCHS, "seed": 5, "random_baseline": False}
+    spec = {"epochs": EPOCHS, "seed": 5, "random_baseline": False, "hand_made_baseline": False}
     return installation.search(device.target_id, budget_ms, **spec)
 
 
@@ -101,10 +55,10 @@ def finished(installation, search: dict, eventually) -> dict:
 
 
 @pytest.fixture(scope="module")
-def unbroken(installation, device, eventually) -> dict:
+def unbroken(installation, device, working, eventually) -> dict:
     """The same search with nobody killed."""
     search = new_search(installation, device)
-    with working(installation):
+    with working():
         found = finished(installation, search, eventually)
     assert outcomes(found) == ["succeeded"]
     assert warnings(installation, found) == []
@@ -138,7 +92,7 @@ def is_gone(found: psutil.Process) -> bool:
 
 
 @pytest.fixture(scope="module")
-def battered(installation, device, unbroken, eventually) -> dict:
+def battered(installation, device, working, unbroken, eventually) -> dict:
     """The same search, its attempt killed while it searched, its worker while it trained."""
     search = new_search(installation, device)
 
@@ -146,14 +100,14 @@ def battered(installation, device, unbroken, eventually) -> dict:
         enough = f"not {n} reports of {phase}"
         eventually(lambda: reports(installation, search, phase) >= n, enough, **PATIENCE)
 
-    with working(installation) as worker:
+    with working() as worker:
         wait_for_reports("searching", 2)
         attempt_of(worker).kill()
         wait_for_reports("training", 1)
         attempt = attempt_of(worker)
         worker.kill()
         eventually(lambda: is_gone(attempt), "the attempt has outlived its worker")
-    with working(installation):
+    with working():
         return finished(installation, search, eventually)
 
 
@@ -188,13 +142,16 @@ def test_the_files_of_a_search_are_those_its_manifest_names(installation, unbrok
     hashes = {file["name"]: file["sha256"] for file in files}
     assert set(hashes) == {
         "manifest.json",
+        "manifest.sig.json",
         "model.onnx",
         "network.pt2",
         "network.py",
+        "supernet.pt",  # for others to start from
         "weights.safetensors",
     }
     url = next(file["url"] for file in files if file["name"] == "manifest.json")
     manifest = installation.http.get(url).json()
-    assert manifest["files"] == {n: h for n, h in hashes.items() if n != "manifest.json"}
+    apart = {"manifest.json", "manifest.sig.json", "supernet.pt"}
+    assert manifest["files"] == {n: h for n, h in hashes.items() if n not in apart}
     assert manifest["parity"].keys() == manifest["files"].keys()
     assert manifest["result"]["network"] == unbroken["result"]["network"]

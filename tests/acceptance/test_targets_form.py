@@ -11,6 +11,8 @@ from service.searches.tasks import run_search_job
 
 pytestmark = pytest.mark.slow
 
+ALONE = {"random_baseline": False, "hand_made_baseline": False}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
@@ -34,7 +36,7 @@ def succeeded(api, device):
     params = {"target": device.target_id}
     (model,) = api.http.get("/v1/latency-models", params=params).json()["items"]
     budget_ms = (model["fastest_ms"] + model["slowest_ms"]) / 2
-    search = api.search(device.target_id, budget_ms, epochs=4, random_baseline=False)
+    search = api.search(device.target_id, budget_ms, epochs=4, **ALONE)
     claim, context = api.claim(search)
     context.settings = context.settings.model_copy(update={"attempt_threads": 1})
     with device.answering():
@@ -84,7 +86,7 @@ def test_what_a_running_search_is_likely_to_choose_is_measured_first(api):
     assert answer.json()["status"] == "measuring"
     with api.database.transaction() as session:
         session.execute(update(MeasurementTask).values(priority=-5.0))
-    search = api.search(device.target_id, epochs=4, random_baseline=False)
+    search = api.search(device.target_id, epochs=4, **ALONE)
     claim, context = api.claim(search)
     context.settings = context.settings.model_copy(update={"attempt_threads": 1})
     with api.database.transaction() as session:  # nobody measures the kit meanwhile

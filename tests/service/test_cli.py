@@ -140,7 +140,7 @@ def test_a_problem_is_one_line_with_its_code_and_exit_status_2(tailor, words, co
 
 
 def test_a_silent_address_is_one_line_and_exit_status_2(tailor, monkeypatch):
-    monkeypatch.setattr("service.client.client._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.client.retrying.PATIENCE_SECONDS", 0.2)
     refused = tailor("targets", "list", "--url", "http://127.0.0.1:9")
     assert (refused.status, refused.out) == (2, "")
     assert "tailor api" in one_line(refused.err)

@@ -8,7 +8,14 @@ import pytest
 
 from service.artifacts import ArtifactStore
 from service.client.client import Client
-from service.client.errors import ApiError, ApiUnreachableError, SearchTimeoutError
+from service.client.errors import (
+    ApiError,
+    ApiUnreachableError,
+    SearchCancelledError,
+    SearchFailedError,
+    SearchInfeasibleError,
+    SearchTimeoutError,
+)
 from service.searches.lifecycle import end
 from service.searches.models import SearchArtifact
 from service.searches.repository import append_event, get_search
@@ -23,7 +30,7 @@ def client(api):
 @pytest.fixture
 def patience(monkeypatch) -> None:
     """A client that gives up soon."""
-    monkeypatch.setattr("service.client.client._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.client.retrying.PATIENCE_SECONDS", 0.2)
 
 
 def spec(measured, **changes: object) -> dict:
@@ -221,3 +228,92 @@ def test_measurements_are_read_page_by_page(client, api):
     found = list(client.measurements(device.target_id))
     assert len(found) == 2 * client.create_kit(device.target_id, "micro").total > 200
     assert len({measurement.id for measurement in found}) == len(found)
+
+
+# -- searches --------------------------------------------------------------------------
+
+
+def test_searches_are_paused_resumed_and_waited_for(client, measured):
+    search = client.create_search(**spec(measured))
+    assert client.pause_search(search.id).status == "paused"
+    assert client.resume_search(search.id).status == "queued"
+    client.cancel_search(search.id)
+    assert client.wait(search.id, timeout_seconds=60).status == "cancelled"
+    with pytest.raises(SearchCancelledError, match=r"is cancelled: Cancelled while") as raised:
+        client.wait(search.id, timeout_seconds=60, check=True)
+    assert raised.value.search.id == search.id
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [("infeasible", SearchInfeasibleError), ("failed", SearchFailedError)]
+)
+def test_each_bad_end_has_its_error(client, api, measured, status, error):
+    search = client.create_search(**spec(measured))
+    with api.database.transaction() as session:
+        end(session, get_search(session, search.id, lock=True), status, code="t", text="So it is.")
+    with pytest.raises(error, match="So it is"):
+        client.wait(search.id, timeout_seconds=60, check=True)
+
+
+def test_a_change_is_made_of_what_the_search_has_become_meanwhile(client, api, measured):
+    """Somebody else changes the search between each reading and its change, twice."""
+    search = client.create_search(**spec(measured, tags={"mine": "1"}))
+    rivals = iter(["one", "two"])
+
+    class Rival:
+        """Tags that are read just before they are sent."""
+
+        def items(self):
+            return {"late": "2"}.items()
+
+        def keys(self):
+            if rival := next(rivals, None):
+                with api.database.transaction() as session:
+                    row = get_search(session, search.id, lock=True)
+                    row.tags = {**row.tags, rival: "x"}
+            return {"late": "2"}.keys()
+
+        def __getitem__(self, name: str) -> str:
+            return {"late": "2"}[name]
+
+    changed = client.tag_search(search.id, Rival())
+    assert changed.tags == {"mine": "1", "one": "x", "two": "x", "late": "2"}
+    assert client.tag_search(search.id, {"one": None, "two": None}).tags == {
+        "mine": "1",
+        "late": "2",
+    }
+    assert client.update_search(search.id, tags={}, priority=4).tags == {}
+    archived = client.update_search(search.id, archived=True)
+    assert (archived.priority, archived.archived_at is not None) == (4, True)
+
+
+def test_many_searches_are_found_compared_and_acted_on(client, measured):
+    made = [client.create_search(**spec(measured, seed=n, tags={"lot": "7"})) for n in range(3)]
+    ids = [search.id for search in made]
+    assert [s.id for s in client.searches(tags={"lot": "7"}, oldest_first=True)] == ids
+    assert client.compare(ids).differs == {"seed": [0, 1, 2]}
+    done = client.bulk("cancel", [*ids, "srch_nobody"])
+    assert [item.done for item in done.items] == [True, True, True, False]
+    assert [s.id for s in client.searches("cancelled", tags={"lot": "7"})] == ids[::-1]
+
+
+def test_searches_are_made_from_one_that_has_ended(client, api, measured):
+    search = client.create_search(**spec(measured, epochs=8))
+    with api.database.transaction() as session:
+        for name in ("supernet.pt", "manifest.json"):
+            row = {"sha256": "0" * 64, "size_bytes": 1, "media_type": "a/b"}
+            session.add(SearchArtifact(search_id=search.id, name=name, **row))
+        end(session, get_search(session, search.id, lock=True), "succeeded", code="tested")
+    clone = client.clone_search(search.id, seed=5)
+    assert clone.spec == search.spec.model_copy(update={"seed": 5})
+    assert client.extend_search(search.id, epochs=4).spec.epochs == 12
+    assert client.extend_search(search.id, limits={"wall_minutes": 9}).spec.limits.wall_minutes == 9
+    assert len(client.derive(search.id, budgets_ms=[0.03, 0.04]).spec.targets) == 2
+    assert len(client.derive(search.id, points=4, train_epochs=1).spec.targets) == 4
+    again = [client.reproduce_search(search.id, idempotency_key="once") for _ in range(2)]
+    assert again[0].id == again[1].id
+    lineage = client.lineage(search.id)
+    assert {clone.id, again[0].id} < set(lineage.children)
+    assert client.front(search.id).items == []
+    with pytest.raises(ApiError, match="budgets_ms or points"):
+        client.derive(search.id)

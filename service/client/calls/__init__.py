@@ -1,0 +1,1 @@
+"""What can be asked of the API, a module a feature: see `service.client.asking`."""

@@ -1,0 +1,1 @@
+"""Health, metrics and one log line a request."""
