@@ -114,10 +114,10 @@ class SearchResult:
         return [row[: len(slot.candidates)] for row, slot in zip(rows, slots, strict=True)]
 
 
-_PRICE_STEPS = 24
-"""Of raising the price of unspent budget fourfold; 24 make it all that counts."""
+_PRICE_STEPS = 12
+"""Of raising the price of unspent budget fourfold; 12 make it all that counts."""
 
-_BISECTIONS = 8
+_BISECTIONS = 6
 
 
 def _spending(
@@ -144,7 +144,8 @@ def _spending(
     widest = max(max(row) - min(row) for row in table)
     if widest == 0.0:
         return found
-    low, price = 0.0, 1e-6 / widest
+    gain = max(_spread(row) for row in utilities)
+    low, price = 0.0, 0.01 * (gain or 1.0) / widest
     for _ in range(_PRICE_STEPS):
         found = max(found, at_price(price), key=lambda pair: pair[0])
         if found[0] >= at_least:
@@ -160,6 +161,11 @@ def _spending(
         else:
             low = middle
     return found
+
+
+def _spread(row: list[float]) -> float:
+    finite = [u for u in row if math.isfinite(u)]
+    return max(finite) - min(finite)
 
 
 def _table_of(cost: DifferentiableCost) -> Sequence[Sequence[float]]:
