@@ -35,7 +35,6 @@ class Readiness:
         async def run(name: str) -> None:
             if name in self._running:
                 return  # it hangs since the last time, and would take one more thread each time
-            self._running.add(name)
             found[name] = await to_thread.run_sync(self._check, name, abandon_on_cancel=True)
 
         with anyio.move_on_after(SECONDS):
@@ -45,6 +44,7 @@ class Readiness:
         return found
 
     def _check(self, name: str) -> str:
+        self._running.add(name)  # here: who is cancelled before it has a thread never runs
         try:
             return self._checks[name]()
         except Exception:
