@@ -7,6 +7,7 @@ watches it (`service.workers.running`); the store is this loop's alone.
 
 import os
 import time
+from contextlib import suppress
 
 from service.db.base import new_id
 from service.db.database import STORE_ERRORS, Database
@@ -145,11 +146,17 @@ class Worker:
         introduce(
             self._settings.model_copy(update=changes),
             self._database,
-            lambda: self._n_stops > 0,
+            self._is_called_off,
             gpu_model=self._resources.gpus[0].model if given.gpus else "",
             environment=environment_of(given),
         )
         self._is_introduced = True
+
+    def _is_called_off(self) -> bool:
+        """Whether the calibration is to end; asked meanwhile, so that the worker stays online."""
+        with suppress(*STORE_ERRORS):
+            self._beat()
+        return self._n_stops > 0
 
     def _say_goodbye(self) -> None:
         try:

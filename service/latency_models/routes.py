@@ -13,7 +13,7 @@ from service.errors import ConflictError
 from service.latency_models.models import LatencyModel
 from service.latency_models.repository import activate, get_model, list_models
 from service.latency_models.schemas import LatencyModelRead
-from service.schemas import Page, next_cursor
+from service.schemas import Page, Text, next_cursor
 from service.searches.lifecycle import model_key
 
 router = APIRouter(prefix="/latency-models", tags=["latency models"])
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/latency-models", tags=["latency models"])
 def list_all(
     session: ReadSession,
     _: Viewer,
-    target: Annotated[str | None, Query(max_length=80)] = None,
+    target: Annotated[Text | None, Query(max_length=80)] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> Page[LatencyModelRead]:

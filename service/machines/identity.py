@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 import socket
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from predictor.agent.host import device_model
 from service.settings import Settings
+
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def host_name() -> str:
@@ -21,10 +25,20 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use, whole ones, by affinity and by its container's quota."""
+    allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0))
+    return max(1, min(allowed, _quota_cores(_CPU_MAX) or allowed))
+
+
+def _quota_cores(path: Path) -> int | None:
+    """What a control group lets its processes use: ``cpu.max``, microseconds of each period."""
+    try:
+        quota, period = path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else math.ceil(int(quota) / int(period))
 
 
 def machine_key(settings: Settings, gpu_model: str = "") -> str:

@@ -202,7 +202,7 @@ def upload(
 def list_all(
     session: ReadSession,
     _: Viewer,
-    target: Annotated[str | None, Query(max_length=80)] = None,
+    target: Annotated[Text | None, Query(max_length=80)] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> Page[MeasurementRead]:

@@ -80,7 +80,7 @@ class RunningAttempt:
             _log.exception("an attempt could not be watched", job=self.claim.job_id)
             handle.kill()
             self.ending = Ending("crashed", f"It could not be watched: {error}.")
-        _log.info("attempt ended", job=self.claim.job_id, outcome=self.ending.outcome)
+        _log.info("attempt ended", job=self.claim.job_id, how=self.ending.text)
 
     def _watch(self, handle: Handle) -> Ending:
         """Wait for its end, or bring it about."""

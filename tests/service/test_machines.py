@@ -12,7 +12,7 @@ import pytest
 from search_core.effort import MachineProfile
 from service.jobs import repository as jobs
 from service.jobs.models import Job
-from service.machines import introduction
+from service.machines import identity, introduction
 from service.machines.identity import machine_key
 from service.machines.introduction import introduce
 from service.machines.repository import (
@@ -233,3 +233,14 @@ def test_a_profile_that_cannot_be_read_is_made_anew(
     began.unlink()
     introduce(settings, store, lambda: False)
     assert not began.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", None)],
+)
+def test_a_quota_of_a_container_is_told_in_cores(tmp_path, text, cores):
+    path = tmp_path / "cpu.max"
+    path.write_text(text)
+    assert identity._quota_cores(path) == cores
+    assert identity._quota_cores(tmp_path / "nothing") is None
