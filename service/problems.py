@@ -56,6 +56,8 @@ def install_error_handlers(app: FastAPI) -> None:
     async def store_error(request: Request, error: Exception) -> JSONResponse:
         _log.error("the store does not answer", error=str(error))
         what = "does not answer"
+        if str(getattr(error, "orig", "")).startswith("no such"):  # SQLite: a table or a column
+            return await unexpected(request, error)
         if isinstance(error, OSError):
             if error.errno not in _FULL:
                 return await unexpected(request, error)

@@ -226,7 +226,7 @@ def attempt_lost(
 
 def release(session: Session, key: str) -> None:
     """A latency model is there: let go who waited for it, unless it lacks another one."""
-    for search in waiting_for(session, key):
+    for search in waiting_for(session, key, lock=True):
         job = jobs.of_subject(session, search.id)
         assert job is not None
         job.blocked_on = first_missing(session, search)
@@ -239,7 +239,7 @@ def release(session: Session, key: str) -> None:
 
 def give_up(session: Session, key: str, text: str) -> None:
     """A latency model will not come: end who waited for it."""
-    for search in waiting_for(session, key):
+    for search in waiting_for(session, key, lock=True):
         _give_up(session, search, text)
 
 

@@ -124,13 +124,19 @@ def alike_succeeded(session: Session, spec: SearchCreate, limit: int) -> Sequenc
     ).all()
 
 
-def waiting_for(session: Session, blocked_on: str) -> Sequence[Search]:
-    """The searches whose job waits for `blocked_on`, paused ones among them."""
-    return session.scalars(
-        select(Search)
-        .join(Job, Job.subject_id == Search.id)
-        .where(Job.blocked_on == blocked_on, Job.status.in_(("queued", "paused")))
-    ).all()
+def waiting_for(session: Session, blocked_on: str, *, lock: bool = False) -> Sequence[Search]:
+    """The searches whose job waits for `blocked_on`, paused ones among them.
+
+    Args:
+        lock: let nobody else change them, or their jobs, until the transaction ends.
+    """
+    waits = (Job.blocked_on == blocked_on, Job.status.in_(("queued", "paused")))
+    if lock:  # jobs first, as everybody does
+        session.execute(select(Job.id).where(*waits).order_by(Job.id).with_for_update())
+    found = select(Search).join(Job, Job.subject_id == Search.id).where(*waits).order_by(Search.id)
+    if lock:
+        found = found.with_for_update(of=Search).execution_options(populate_existing=True)
+    return session.scalars(found).all()
 
 
 def append_event(session: Session, search_id: str, type_: str, data: dict[str, Any]) -> None:
