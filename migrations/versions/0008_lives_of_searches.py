@@ -59,12 +59,14 @@ def upgrade() -> None:
         )
         batch.create_index(op.f("ix_searches_parent_id"), ["parent_id"])
         batch.create_index(op.f("ix_searches_status_id"), ["status", "id"])
+        batch.create_index(op.f("ix_searches_tags"), ["tags"], postgresql_using="gin")
 
 
 def downgrade() -> None:
     """Undo."""
     op.drop_table("search_targets")
     with op.batch_alter_table("searches", schema=None) as batch:
+        batch.drop_index(op.f("ix_searches_tags"))
         batch.drop_index(op.f("ix_searches_status_id"))
         batch.drop_index(op.f("ix_searches_parent_id"))
         batch.drop_constraint(op.f("fk_searches_parent_id_searches"), type_="foreignkey")

@@ -26,6 +26,7 @@ class Search(Base):
         Index(None, "status", "created_at"),
         Index(None, "status", "id"),
         Index(None, "owner", "id"),
+        Index(None, "tags", postgresql_using="gin"),
         UniqueConstraint("owner", "idempotency_key"),
     )
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from service.auth.principal import Principal
@@ -48,6 +49,9 @@ def find_by_idempotency_key(session: Session, owner: str, key: str) -> Search | 
     ).first()
 
 
+_LATEST = 300
+
+
 @dataclass(frozen=True)
 class SearchFilter:
     """Which searches a list is to have; None means any.
@@ -83,14 +87,20 @@ def list_searches(
             statement = statement.where(column == value)
     if wanted.target_id is not None:
         statement = statement.join(SearchTarget).where(SearchTarget.target_id == wanted.target_id)
-    for name, value in wanted.tags.items():
-        statement = statement.where(Search.tags[name].as_string() == value)
+    if wanted.tags:
+        statement = statement.where(*_has_tags(session, wanted.tags))
     if wanted.archived is not None:
         there = Search.archived_at.is_not(None)
         statement = statement.where(there if wanted.archived else ~there)
     if cursor:
         statement = statement.where(Search.id > cursor if oldest_first else Search.id < cursor)
     return session.scalars(statement).all()
+
+
+def _has_tags(session: Session, tags: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    if session.get_bind().dialect.name == "postgresql":  # one look into the index
+        return [type_coerce(Search.tags, JSONB).contains(dict(tags))]
+    return [Search.tags[name].as_string() == value for name, value in tags.items()]
 
 
 def targets_of(session: Session, search_id: str) -> Sequence[SearchTarget]:
@@ -110,15 +120,26 @@ def children_of(session: Session, search_id: str, limit: int) -> Sequence[Search
 
 
 def alike_succeeded(session: Session, spec: SearchCreate, limit: int) -> Sequence[Search]:
-    """The latest searches of the same space, data and algorithm whose first attempt succeeded."""
+    """The latest searches of the same space, data and algorithm whose first attempt succeeded.
+
+    Among the last few hundred that succeeded: what is older tells little of today's machines.
+    """
+    latest = (
+        select(Search.id)
+        .where(Search.status == "succeeded")
+        .order_by(Search.id.desc())
+        .limit(_LATEST)
+        .subquery()
+    )
     alike = [
         Search.spec[name].as_string() == getattr(spec, name)
         for name in ("search_space", "dataset", "algorithm")
     ]
     return session.scalars(
         select(Search)
+        .join(latest, latest.c.id == Search.id)
         .join(Job, Job.subject_id == Search.id)
-        .where(Search.status == "succeeded", Job.attempt == 1, *alike)
+        .where(Job.attempt == 1, Search.kind == "search", *alike)
         .order_by(Search.finished_at.desc(), Search.id.desc())
         .limit(limit)
     ).all()
