@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from predictor.network import NetworkLatencyModel
 from search_core.space.presets import get_space
 from search_core.space.space import Architecture
+from service.latency_models.documents import parsed
 from service.latency_models.repository import active_model
 from service.searches.deciding import HEADROOM
 from service.searches.tasks import run_search_job
@@ -51,7 +51,7 @@ def run_search(api, device, budget_ms: float, stopwatch: Stopwatch) -> tuple[dic
 def predict(api, device, architecture: Architecture) -> float:
     with api.database.reading() as session:
         row = active_model(session, device.target_id, get_space("micro").digest)
-    return NetworkLatencyModel.from_document(row.document).predict_ms(architecture)
+        return parsed(row).predict_ms(architecture)
 
 
 def within_the_band(api, device, share: float) -> float:
