@@ -17,7 +17,9 @@ _CHANGED = "changed"
 
 @event.listens_for(Session, "after_flush")
 def _rows_changed(session: Session, _: Any) -> None:
-    session.info[_CHANGED] = True
+    # an attribute that was set to what it was makes its object dirty, and changes nothing
+    if session.new or session.deleted or any(map(session.is_modified, session.dirty)):
+        session.info[_CHANGED] = True
 
 
 @event.listens_for(Session, "do_orm_execute")

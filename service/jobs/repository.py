@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from heapq import heapify, heappop, heappush
 from itertools import groupby
 from typing import Any, Literal, TypeVar, cast
 
@@ -381,37 +382,41 @@ def positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     """The place in the queue, from 1, of those of the jobs that stand in it.
 
     The places are the order of claims if no attempt ended and every worker could serve every
-    job: each owner's second job has its turn as if the first ran already.
+    job: the claims are gone through one by one, each changing its owner's share.
     """
-    if not job_ids:
+    sought = set(job_ids)
+    if not sought:
         return {}
-    shares = _shares(store_time(session))
-    nth = func.row_number().over(partition_by=Job.owner, order_by=_BY_AGE)
-    first_created_at = func.min(Job.created_at).over(partition_by=Job.owner, order_by=_BY_AGE)
-    turns = (
-        select(
-            Job.id,
-            Job.priority,
-            _turn(shares, nth).label("turn"),
-            nth.label("nth"),
-            shares.c.served_at,
-            first_created_at.label("first_created_at"),
-        )
-        .outerjoin(shares, shares.c.owner == Job.owner)
-        .where(*_IN_QUEUE)
-        .subquery()
+    shares = {row.owner: row for row in session.execute(select(_shares(store_time(session))))}
+    queues: dict[str, list[tuple[str, int, datetime]]] = {}
+    rows = session.execute(
+        select(Job.id, Job.owner, Job.priority, Job.created_at).where(*_IN_QUEUE).order_by(*_BY_AGE)
     )
-    in_order = (
-        turns.c.priority.desc(),
-        turns.c.turn,
-        turns.c.nth,  # of two owners, who had more turns since now was served last
-        turns.c.served_at.asc().nulls_first(),
-        turns.c.first_created_at,
-        turns.c.id,
-    )
-    places = select(turns.c.id, func.row_number().over(order_by=in_order).label("place")).subquery()
-    found = session.execute(select(places.c.id, places.c.place).where(places.c.id.in_(job_ids)))
-    return {row.id: row.place for row in found}
+    for job_id, owner, priority, created_at in rows:
+        queues.setdefault(owner, []).append((job_id, priority, created_at))
+
+    def head(owner: str, served: int) -> tuple[Any, ...]:
+        """When it is the owner's turn, by the order of `claim`, once so many were served."""
+        job_id, priority, created_at = queues[owner][served]
+        share = shares.get(owner)
+        running = share.n_running if share else 0
+        turn = running + served + 1 if owner else 0
+        known = share.served_at.timestamp() if share and share.served_at else None
+        last = (2, step) if served and owner else (0, 0.0) if known is None else (1, known)
+        return (-priority, turn, last, created_at, job_id, owner, served)
+
+    step = 0
+    places: dict[str, int] = {}
+    heads = [head(owner, 0) for owner in queues]
+    heapify(heads)
+    while heads and sought - places.keys():
+        *_, job_id, owner, served = heappop(heads)
+        step += 1
+        if job_id in sought:
+            places[job_id] = step
+        if served + 1 < len(queues[owner]):
+            heappush(heads, head(owner, served + 1))
+    return places
 
 
 def position(session: Session, job: Job) -> int:

@@ -535,11 +535,8 @@ def test_what_is_well_formed_and_still_wrong_is_refused_with_its_reason(sender):
     future = (datetime.now(UTC) + timedelta(minutes=10)).isoformat()
     item = sender.valid(bad)
     wrong = {
-        "clock_in_future": [
-            (("measurement", "measured_at"), future),
-            (("measurement", "measured_at"), "9999-12-31T23:59:59.999999-14:00"),
-        ],
-        "clock_in_past": [(("measurement", "measured_at"), "0001-01-01T00:00:00+14:00")],
+        "clock_in_future": [(("measurement", "measured_at"), future)],
+        "clock_in_past": [(("measurement", "measured_at"), "1969-12-31T23:59:59+00:00")],
         "hash_mismatch": [(("model_sha256",), "0" * 64)],
         "unknown_task": [(("task_id",), "mtk_nobody's"), (("task_id",), "x" * 200)],
         "stale_lease": [(("fence",), bad["fence"] + 1), (("fence",), 2**31 - 1)],
