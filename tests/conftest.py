@@ -440,6 +440,7 @@ def emptied_postgres(new_store) -> Callable[[], str]:
     from sqlalchemy import text
 
     from service.db.database import Database
+    from service.db.migrate import newest_revision
     from service.db.models import Base
 
     url: list[str] = []
@@ -450,6 +451,7 @@ def emptied_postgres(new_store) -> Callable[[], str]:
         database = Database(url[0])
         with database.transaction() as session:
             session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)}"))
+            session.execute(text(f"UPDATE alembic_version SET version_num = '{newest_revision()}'"))
         database.dispose()
         return url[0]
 
