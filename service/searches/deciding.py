@@ -1,7 +1,11 @@
 """From probabilities to networks that measure under their budgets."""
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import ge
+from statistics import fmean
 from typing import Any
 
 from predictor.latency_term import LatencyTerm
@@ -21,9 +25,9 @@ MAX_DECODES = 12
 SPENT = 0.01
 """How far under its limit a decided network is predicted, at the most, if the space has one."""
 
-UNSPENT = 0.02
-LOOSENINGS = 2
-"""How often a network that leaves more than `UNSPENT` of the budget unspent is thought over."""
+UNSPENT = 0.015
+REFINEMENTS = 6
+"""How many more networks are tried while the best leaves more than `UNSPENT` unspent."""
 
 Limits = tuple[float, ...]
 """In ms by the latency models, one an aim."""
@@ -104,36 +108,39 @@ class Decider:
         return tuple(aim.first_limit_ms for aim in self._goal.aims)
 
     def decide(self, limits: Limits) -> tuple[Architecture, Limits]:
-        """The best architecture that measures under every budget, and its limits.
+        """The network that spends most of what measures under every budget, and its limits.
 
         The first network is likely to fit. While one measures over a budget, that limit is
-        lowered below its prediction; when one leaves much of every budget unspent, the limits
-        are raised, a few times at most, by what the models overestimated.
+        lowered below its prediction; once one fits, others are tried nearby, where the last
+        measurements say that the budgets lie, until one leaves little unspent.
 
         Raises:
             BudgetUnreachableError: not even the fastest network measures under the budgets.
         """
-        fitting, loosened = None, 0
+        fitting: tuple[float, Architecture, Limits] | None = None
+        n_refined, recent = 0, deque[Architecture](maxlen=2)
         while self._n_decodes < MAX_DECODES:
             child = decode(self._found, self._goal, limits)
+            if fitting is not None:
+                child, limits = self._untried(child, limits)
             if child in self.measured:
-                if fitting is None and self._excess(child) <= 1.0:
-                    fitting = child, limits
+                if fitting is None and (excess := self._excess(child)) <= 1.0:
+                    fitting = excess, child, limits
                 break
             self._n_decodes += 1
             self.measured[child] = self._probe(child)
             self._log(self._line(child, limits))
+            recent.append(child)
             excess = self._excess(child)
-            if excess <= 1.0:
-                fitting = child, limits
-                if loosened == LOOSENINGS or excess >= 1.0 - UNSPENT:
-                    break
-                loosened, limits = loosened + 1, self._corrected(child)
-            elif fitting is not None:
+            if excess <= 1.0 and (fitting is None or excess > fitting[0]):
+                fitting = excess, child, limits
+            if fitting is None:
+                limits = self.tightened(child, limits)
+            elif n_refined == REFINEMENTS or fitting[0] >= 1.0 - UNSPENT:
                 break
             else:
-                limits = self.tightened(child, limits)
-        return fitting or (self._last_resort(), limits)
+                n_refined, limits = n_refined + 1, self._corrected(recent, fitting[1])
+        return fitting[1:] if fitting else (self._last_resort(), limits)
 
     def tightened(self, child: Architecture, limits: Limits) -> Limits:
         """Limits that exclude `child` and correct for what the models underestimated."""
@@ -160,12 +167,29 @@ class Decider:
         pairs = zip(self._goal.aims, self.measured[child], strict=True)
         return max(measured.latency_ms / aim.budget_ms for aim, measured in pairs)
 
-    def _corrected(self, child: Architecture) -> Limits:
-        pairs = zip(self._goal.aims, self.measured[child], strict=True)
-        return tuple(
-            aim.latency.exact(child) * aim.wanted_ms / measured.latency_ms
-            for aim, measured in pairs
-        )
+    def _untried(self, child: Architecture, limits: Limits) -> tuple[Architecture, Limits]:
+        """The next network below what is measured already, if one spends about as much."""
+        lowest = tuple(limit * (1.0 - UNSPENT) for limit in limits)
+        while child in self.measured and all(map(ge, limits, lowest)):
+            predicted = [aim.latency.exact(child) * (1.0 - 1e-6) for aim in self._goal.aims]
+            limits = tuple(map(min, limits, predicted))
+            child = decode(self._found, self._goal, limits)
+        return child, limits
+
+    def _corrected(self, children: Sequence[Architecture], fitting: Architecture) -> Limits:
+        """What should measure as wanted, if the models err as they did on these networks.
+
+        At least what a network that fits is predicted at: it is larger ones that are wanted.
+        """
+        limits = []
+        for place, aim in enumerate(self._goal.aims):
+            errors = [
+                math.log(self.measured[child][place].latency_ms / aim.latency.exact(child))
+                for child in children
+            ]
+            corrected_ms = aim.wanted_ms / math.exp(fmean(errors))
+            limits.append(max(corrected_ms, aim.latency.exact(fitting)))
+        return tuple(limits)
 
     def _last_resort(self) -> Architecture:
         """The slowest network that measured within the budgets themselves, headroom or not."""
