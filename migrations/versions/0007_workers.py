@@ -7,9 +7,11 @@ from sqlalchemy.dialects import postgresql
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 _TIME = sa.DateTime(timezone=True)
 _IN_QUEUE = sa.text("status = 'queued' AND blocked_on IS NULL")
+_RUNNING = sa.text("status = 'running'")
 _INDEXES = (
-    ("ix_jobs_queue", ["owner", "priority", "created_at", "id"]),
-    ("ix_jobs_queue_needs", ["needs"]),
+    ("ix_jobs_queue", ["owner", "priority", "created_at", "id"], _IN_QUEUE),
+    ("ix_jobs_queue_needs", ["needs"], _IN_QUEUE),
+    ("ix_jobs_running", ["owner"], _RUNNING),
 )
 
 revision = "0007"
@@ -38,10 +40,10 @@ def upgrade() -> None:
         batch.alter_column("owner", existing_type=sa.Text(), nullable=False)
         batch.alter_column("needs", existing_type=sa.Text(), nullable=False)
         batch.create_index(op.f("ix_jobs_worker"), ["worker"])
-        batch.create_index(op.f("ix_jobs_claimed_at"), ["claimed_at"])
+        batch.create_index(op.f("ix_jobs_owner_claimed_at"), ["owner", "claimed_at"])
         batch.create_index(op.f("ix_jobs_queue_deadline"), ["queue_deadline"])
-    for name, columns in _INDEXES:
-        op.create_index(name, "jobs", columns, postgresql_where=_IN_QUEUE, sqlite_where=_IN_QUEUE)
+    for name, columns, where in _INDEXES:
+        op.create_index(name, "jobs", columns, postgresql_where=where, sqlite_where=where)
     with op.batch_alter_table("job_attempts", schema=None) as batch:
         batch.alter_column("resources", existing_type=_JSON, nullable=False)
     op.create_table(
@@ -67,11 +69,11 @@ def downgrade() -> None:
     op.drop_table("workers")
     with op.batch_alter_table("job_attempts", schema=None) as batch:
         batch.drop_column("resources")
-    for name, _ in _INDEXES:
+    for name, *_ in _INDEXES:
         op.drop_index(name, "jobs")
     with op.batch_alter_table("jobs", schema=None) as batch:
         batch.drop_index(op.f("ix_jobs_queue_deadline"))
-        batch.drop_index(op.f("ix_jobs_claimed_at"))
+        batch.drop_index(op.f("ix_jobs_owner_claimed_at"))
         batch.drop_index(op.f("ix_jobs_worker"))
         for name in ("claimed_at", "queue_deadline", "stop_requested_at", "needs", "owner"):
             batch.drop_column(name)

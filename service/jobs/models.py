@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from service.db.base import Base, Id
 
 _IN_QUEUE = text("status = 'queued' AND blocked_on IS NULL")
+_RUNNING = text("status = 'running'")
 
 
 class Job(Base):
@@ -46,6 +47,10 @@ class Job(Base):
             postgresql_where=_IN_QUEUE,
             sqlite_where=_IN_QUEUE,
         ),
+        Index(  # an owner's share, and when it was served last
+            "ix_jobs_running", "owner", postgresql_where=_RUNNING, sqlite_where=_RUNNING
+        ),
+        Index(None, "owner", "claimed_at"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
@@ -60,7 +65,7 @@ class Job(Base):
     owner: Mapped[str] = mapped_column(Text, default="")
     needs: Mapped[str] = mapped_column(Text, default="{}")
     worker: Mapped[str | None] = mapped_column(Text, index=True)
-    claimed_at: Mapped[datetime | None] = mapped_column(index=True)
+    claimed_at: Mapped[datetime | None]
     lease_expires_at: Mapped[datetime | None]
     stop_requested_at: Mapped[datetime | None]
     queue_deadline: Mapped[datetime | None] = mapped_column(index=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from heapq import heapify, heappop, heappush
 from itertools import groupby
 from typing import Any, Literal, TypeVar, cast
 
@@ -11,8 +10,9 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     CursorResult,
+    FromClause,
+    ScalarSelect,
     Select,
-    Subquery,
     case,
     func,
     literal_column,
@@ -34,8 +34,6 @@ It was killed when it did not stop in time, whoever asked it to.
 """
 
 Selected = TypeVar("Selected")
-_SERVED_LATELY = timedelta(days=1)
-_BY_AGE = (Job.priority.desc(), Job.created_at, Job.id)
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,57 @@ class Claim:
     fence: int
     attempt: int
     given: Allotment = field(default_factory=Allotment)
+
+
+@dataclass
+class _OwnersQueue:
+    """The jobs of one owner in the order in which they are claimed.
+
+    Attributes:
+        head: decides between owners of whom neither has been served yet.
+        stretches: how many of each priority there are, the most urgent first.
+    """
+
+    owner: str
+    n_running: int
+    head: tuple[bool, datetime, datetime, str]
+    stretches: dict[int, int] = field(default_factory=dict)
+
+    def n_before(self, other: "_OwnersQueue", priority: int, n_older: int) -> int:
+        """How many of its jobs are claimed before one of `other`, which may be itself.
+
+        Of equal priority, the job goes first with which fewer of its owner's run; of these, the
+        one whose owner was served longer ago. The service's own work goes before all of them.
+
+        Args:
+            priority: of the other's job.
+            n_older: jobs of that priority that the other has before it.
+        """
+        more_urgent = self.n_above(priority)
+        alike = self.stretches.get(priority, 0)
+        if self is other:
+            return more_urgent + n_older
+        if not self.owner or not other.owner:
+            return more_urgent + (0 if self.owner else alike)
+        runs_by_then = other.n_running + other.n_above(priority) + n_older
+        level = runs_by_then - self.n_running - more_urgent  # of those alike, the one that is
+        if not 0 <= level < alike:
+            return more_urgent + min(max(level, 0), alike)
+        goes_first = self.history(priority, level) < other.history(priority, n_older)
+        return more_urgent + level + goes_first
+
+    def n_above(self, priority: int) -> int:
+        """How many of its jobs are more urgent."""
+        return sum(n for urgency, n in self.stretches.items() if urgency > priority)
+
+    def history(self, priority: int, n_older: int) -> tuple[Any, ...]:
+        """What was served of it until a job's turn, the last first: the smaller, the longer ago.
+
+        Owners that are level now were level at every step back until one had been served
+        something more urgent, and thus before the other, or nothing at all.
+        """
+        above = [(-urgency, n) for urgency, n in self.stretches.items() if urgency > priority]
+        return ((-priority, n_older), *reversed(above)), self.head
 
 
 def _in_queue(job: type[Job]) -> tuple[ColumnElement[bool], ...]:
@@ -382,41 +431,46 @@ def positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     """The place in the queue, from 1, of those of the jobs that stand in it.
 
     The places are the order of claims if no attempt ended and every worker could serve every
-    job: the claims are gone through one by one, each changing its owner's share.
+    job. They are counted, not played through: of an owner's queue only what it holds of each
+    priority is read.
     """
     sought = set(job_ids)
     if not sought:
         return {}
-    shares = {row.owner: row for row in session.execute(select(_shares(store_time(session))))}
-    queues: dict[str, list[tuple[str, int, datetime]]] = {}
-    rows = session.execute(
-        select(Job.id, Job.owner, Job.priority, Job.created_at).where(*_IN_QUEUE).order_by(*_BY_AGE)
+    alike = (Job.owner, Job.priority)
+    rank = func.row_number().over(partition_by=alike, order_by=(Job.created_at, Job.id))
+    ranked = (
+        select(
+            *(Job.id, Job.owner, Job.priority, Job.created_at),
+            (rank - 1).label("n_older"),
+            func.count().over(partition_by=alike).label("n"),
+        )
+        .where(*_IN_QUEUE)
+        .subquery()
     )
-    for job_id, owner, priority, created_at in rows:
-        queues.setdefault(owner, []).append((job_id, priority, created_at))
-
-    def head(owner: str, served: int) -> tuple[Any, ...]:
-        """When it is the owner's turn, by the order of `claim`, once so many were served."""
-        job_id, priority, created_at = queues[owner][served]
-        share = shares.get(owner)
-        running = share.n_running if share else 0
-        turn = running + served + 1 if owner else 0
-        known = share.served_at.timestamp() if share and share.served_at else None
-        last = (2, step) if served and owner else (0, 0.0) if known is None else (1, known)
-        return (-priority, turn, last, created_at, job_id, owner, served)
-
-    step = 0
-    places: dict[str, int] = {}
-    heads = [head(owner, 0) for owner in queues]
-    heapify(heads)
-    while heads and sought - places.keys():
-        *_, job_id, owner, served = heappop(heads)
-        step += 1
-        if job_id in sought:
-            places[job_id] = step
-        if served + 1 < len(queues[owner]):
-            heappush(heads, head(owner, served + 1))
-    return places
+    found = session.execute(
+        select(ranked)
+        .where((ranked.c.n_older == 0) | ranked.c.id.in_(sought))
+        .order_by(ranked.c.priority.desc(), ranked.c.n_older)
+    ).all()
+    shares = _shares(session)
+    queues: dict[str, _OwnersQueue] = {}
+    for row in found:
+        if row.owner not in queues:
+            n_running, served_at = shares.get(row.owner, (0, None))
+            head = (served_at is not None, served_at or row.created_at, row.created_at, row.id)
+            queues[row.owner] = _OwnersQueue(row.owner, n_running, head)
+        if row.n_older == 0:
+            queues[row.owner].stretches[row.priority] = row.n
+    return {
+        row.id: 1
+        + sum(
+            queue.n_before(queues[row.owner], row.priority, row.n_older)
+            for queue in queues.values()
+        )
+        for row in found
+        if row.id in sought
+    }
 
 
 def position(session: Session, job: Job) -> int:
@@ -432,15 +486,14 @@ def _owners_in_turn(session: Session, served: Collection[str], now: datetime) ->
     owners = _distinct_in_queue(Job.owner)
     head = _head(select(Job.id), owners.c.value, served, now, owners).scalar_subquery()
     heads = session.scalars(select(head).select_from(owners)).all()
-    shares = _shares(now)
+    n_running, served_at = _share_of(Job.owner, Job)
     return session.scalars(
         select(Job.owner)
-        .outerjoin(shares, shares.c.owner == Job.owner)
         .where(Job.id.in_(heads))
         .order_by(
             Job.priority.desc(),
-            _turn(shares, 1),
-            shares.c.served_at.asc().nulls_first(),
+            case((Job.owner == "", 0), else_=n_running + 1),
+            served_at.asc().nulls_first(),
             Job.created_at,
             Job.id,
         )
@@ -483,27 +536,32 @@ def _distinct_in_queue(column: InstrumentedAttribute[str]) -> CTE:
     return steps.union_all(select(following.scalar_subquery()).where(steps.c.value.is_not(None)))
 
 
-def _shares(now: datetime) -> Subquery:
-    """How many attempts each owner has running, and when it was served last, if lately.
+def _share_of(
+    owner: ColumnElement[str] | InstrumentedAttribute[str], around: FromClause | type[Job]
+) -> tuple[ScalarSelect[int], ScalarSelect[datetime | None]]:
+    """How many attempts an owner has running, and when it was served last.
 
-    The service's own work has no share.
+    Both are steps in an index, however many jobs have ended.
+
+    Args:
+        around: where the owner comes from.
     """
-    is_running = Job.status == "running"
+    running, last = aliased(Job), aliased(Job)
+    is_running = running.status == literal_column("'running'")  # as the partial index has it
+    n_running = select(func.count()).where(running.owner == owner, is_running)
+    served_at = select(func.max(last.claimed_at)).where(last.owner == owner)
     return (
-        select(
-            Job.owner,
-            func.count().filter(is_running).label("n_running"),
-            func.max(Job.claimed_at).label("served_at"),
-        )
-        .where(Job.owner != "", is_running | (Job.claimed_at > now - _SERVED_LATELY))
-        .group_by(Job.owner)
-        .subquery()
+        n_running.correlate(around).scalar_subquery(),
+        served_at.correlate(around).scalar_subquery(),
     )
 
 
-def _turn(shares: Subquery, nth: ColumnElement[int] | int) -> ColumnElement[int]:
-    """The smaller, the sooner: the attempts its owner will have once the nth of its jobs runs."""
-    return case((Job.owner == "", 0), else_=func.coalesce(shares.c.n_running, 0) + nth)
+def _shares(session: Session) -> dict[str, tuple[int, datetime | None]]:
+    """The share of every owner in the queue; the service's own work has none."""
+    owners = _distinct_in_queue(Job.owner)
+    owner = owners.c.value
+    found = session.execute(select(owner, *_share_of(owner, owners)).where(owner != ""))
+    return {row[0]: (row[1], row[2]) for row in found}
 
 
 def running_on(session: Session, workers: Collection[str]) -> Sequence[tuple[Job, JobAttempt]]:
@@ -534,6 +592,8 @@ def of_subjects(session: Session, subject_ids: Collection[str]) -> dict[str, Job
 
 def attempts_of(session: Session, job_ids: Collection[str]) -> dict[str, list[JobAttempt]]:
     """Every attempt of each of the jobs, first to last."""
+    if not job_ids:
+        return {}
     rows = session.scalars(
         select(JobAttempt)
         .where(JobAttempt.job_id.in_(job_ids))

@@ -140,7 +140,7 @@ def create(
         _check_start(session, principal, spec)
     check_searches(session, settings, principal.account)
     now = utc_now()
-    missing = _missing_models(session, spec, space.digest)
+    missing = sorted({one.target for one in feasibility.targets if one.latency_model is None})
     search = Search(
         id=new_id("srch"),
         kind=wish.kind,
@@ -348,14 +348,6 @@ def _latency_models_of(session: Session, wish: Wish) -> dict[str, str | None]:
     if wish.parent is None or wish.kind not in ("extend", "reproduce"):
         return {}
     return {row.target_id: row.latency_model_id for row in targets_of(session, wish.parent.id)}
-
-
-def _missing_models(session: Session, spec: SearchCreate, space_digest: str) -> list[str]:
-    return [
-        target_id
-        for target_id in sorted({budget.target for budget in spec.budgets})
-        if active_model(session, target_id, space_digest) is None
-    ]
 
 
 def _refuse_unreachable(spec: SearchCreate, feasibility: Feasibility) -> None:

@@ -21,7 +21,8 @@ from service.searches.schemas import (
     StatusReason,
 )
 from service.settings import Settings
-from service.workers.matching import who_could_serve
+from service.workers.matching import verdict_on
+from service.workers.repository import workers_taking_work
 
 _FORESEEABLE_SECONDS = 100 * 365 * 86_400
 """Nobody estimates the end of what lies farther ahead."""
@@ -32,13 +33,12 @@ def read_searches(
 ) -> list[SearchRead]:
     """The searches with their attempts, and with a reason for every wait."""
     newest = jobs.of_subjects(session, [search.id for search in searches])
-    attempts = jobs.attempts_of(session, [job.id for job in newest.values()])
+    attempts = jobs.attempts_of(session, [job.id for job in newest.values() if job.attempt])
     queued = [newest[s.id] for s in searches if s.status == "queued" and s.id in newest]
     positions = jobs.positions(session, [job.id for job in queued if job.blocked_on is None])
-    verdicts = {
-        needs: who_could_serve(session, Needs.parse(needs), settings.worker_offline_seconds)
-        for needs in {job.needs for job in queued}
-    }
+    asked = {job.needs for job in queued}
+    workers = workers_taking_work(session, settings.worker_offline_seconds) if asked else ()
+    verdicts = {needs: verdict_on(workers, Needs.parse(needs)) for needs in asked}
 
     def reason(search: Search, job: Job | None) -> StatusReason | None:
         if search.status_reason is not None:

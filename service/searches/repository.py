@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, type_coerce
+from sqlalchemy import ColumnElement, func, insert, select, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -162,19 +162,17 @@ def waiting_for(session: Session, blocked_on: str, *, lock: bool = False) -> Seq
 
 def append_event(session: Session, search_id: str, type_: str, data: dict[str, Any]) -> None:
     """Append one event; numbers are dense and start at 1."""
-    last = session.scalar(
-        select(func.max(SearchEvent.number)).where(SearchEvent.search_id == search_id)
-    )
-    session.add(
-        SearchEvent(
+    session.flush()
+    last = select(func.max(SearchEvent.number)).where(SearchEvent.search_id == search_id)
+    session.execute(
+        insert(SearchEvent).values(
             search_id=search_id,
-            number=(last or 0) + 1,
+            number=func.coalesce(last.scalar_subquery(), 0) + 1,
             type=type_,
             data=data,
             created_at=utc_now(),
         )
     )
-    session.flush()
 
 
 def list_events(session: Session, search_id: str, after: int, limit: int) -> Sequence[SearchEvent]:

@@ -1,6 +1,6 @@
 """Who could serve a job, and what everybody else lacks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,11 @@ def who_could_serve(session: Session, needs: Needs, online_seconds: float) -> Ve
     Args:
         online_seconds: within which an online worker was seen.
     """
-    workers = workers_taking_work(session, online_seconds)
+    return verdict_on(workers_taking_work(session, online_seconds), needs)
+
+
+def verdict_on(workers: Sequence[WorkerRow], needs: Needs) -> Verdict:
+    """The verdict on these workers."""
     lacking = {worker.name: needs.lacking(_offer(worker)) for worker in workers}
     return Verdict(
         able=tuple(name for name, what in lacking.items() if not what),
