@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from service.telemetry import logger
 
-_KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
+_KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")
 _POLL_SECONDS = 0.05
 _ANSWER_BYTES = 64 * 2**20
 _log = logger(__name__)
@@ -37,7 +38,7 @@ def run_confined(
     """What ``python -m MODULE`` answers to a request; None when it was stopped before.
 
     Args:
-        folder: empty, the process's own; it works there and writes nowhere else.
+        folder: the process's own; it works there and writes nowhere else.
         seconds: after which it is killed.
         should_stop: asked all the while.
 
@@ -71,15 +72,24 @@ def run_confined(
             process.wait()
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            process.stdin.close()
+                _kill(process)
+            with suppress(BrokenPipeError):  # what it never took
+                process.stdin.close()
     if process.returncode or out_path.stat().st_size > _ANSWER_BYTES:
         tail = err_path.read_bytes()[-2000:].decode(errors="replace")
         _log.warning("a process ended early", of=module, status=process.returncode, said=tail)
         raise ConfinedError("it takes more time or memory than is given to it, or crashes")
     told: dict[str, Any] = json.loads(out_path.read_bytes())
     return told
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End it, with all that it may have started."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def take_request() -> dict[str, Any]:
@@ -101,8 +111,10 @@ def limit_resources(*, memory_bytes: int, cpu_seconds: int, file_bytes: int) -> 
         memory_bytes: of addresses.
         file_bytes: of any one file that it writes.
     """
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows has none of these; the time limit of the parent remains
+        return
     limits = {
         resource.RLIMIT_AS: memory_bytes,
         resource.RLIMIT_CPU: cpu_seconds,

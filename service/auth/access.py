@@ -60,7 +60,7 @@ async def _principal(
     return principal
 
 
-class Needs:
+class RequiredScope:
     """A dependency that lets through who has this scope or a wider one."""
 
     def __init__(self, scope: Scope) -> None:
@@ -91,8 +91,8 @@ def _current_agent(request: Request, credentials: _Credentials, database: Curren
     return agent
 
 
-Viewer = Annotated[Principal, Depends(Needs("viewer"))]
-User = Annotated[Principal, Depends(Needs("user"))]
-Operator = Annotated[Principal, Depends(Needs("operator"))]
-Admin = Annotated[Principal, Depends(Needs("admin"))]
+Viewer = Annotated[Principal, Depends(RequiredScope("viewer"))]
+User = Annotated[Principal, Depends(RequiredScope("user"))]
+Operator = Annotated[Principal, Depends(RequiredScope("operator"))]
+Admin = Annotated[Principal, Depends(RequiredScope("admin"))]
 CurrentAgent = Annotated[Agent, Depends(_current_agent)]

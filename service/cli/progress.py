@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from service.cli.connection import EXIT_STATUS, print_json, print_text
 from service.client.client import Client
 from service.searches.schemas import (
+    TERMINAL,
     Baseline,
     EffortRead,
     NetworkResult,
@@ -119,6 +122,54 @@ def follow_events(
             lines.update(data["step"], data["total"], note)
         elif event.type == "metrics":
             lines.update(data["step"], data["total"], f"loss {data['train_loss']:.2f}")
+
+
+def finish(
+    client: Client,
+    search: SearchRead,
+    *,
+    wait: bool = False,
+    follow: bool = False,
+    minutes: float | None = None,
+    json: bool,
+) -> None:
+    """Print a search, if asked to once it has ended; the exit status says then how.
+
+    Raises:
+        SearchTimeoutError: it had not ended within `minutes`.
+    """
+    if follow:
+        search = follow_search(client, search.id, Console(stderr=True))
+    elif wait:
+        seconds = float("inf") if minutes is None else 60.0 * minutes
+        search = client.wait(search.id, seconds)
+    print_search(search, json=json)
+    if search.status in TERMINAL and (wait or follow):
+        raise typer.Exit(EXIT_STATUS[search.status])
+
+
+def print_search(search: SearchRead, *, json: bool) -> None:
+    """Print a search as people or programs read it."""
+    if json:
+        print_json(search)
+    else:
+        print_text(result_table(search))
+
+
+def measured_ms(search: SearchRead) -> float | None:
+    """What the network that a search found takes, where it was measured."""
+    measured = search.result.network.measured if search.result else None
+    return measured.median_ms if measured else None
+
+
+def accuracy(search: SearchRead) -> str:
+    """How accurate the network is that a search found, for people."""
+    return fraction(search.result.network.test_accuracy if search.result else None)
+
+
+def fraction(value: float | None) -> str:
+    """An accuracy for people."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def result_table(search: SearchRead) -> Table:
@@ -251,7 +302,7 @@ def _measured(network: NetworkResult) -> str:
 
 
 def _accuracy(network: NetworkResult) -> str:
-    return "-" if network.test_accuracy is None else f"{network.test_accuracy:.4f}"
+    return fraction(network.test_accuracy)
 
 
 _CELLS: dict[str, Callable[[NetworkResult], str]] = {

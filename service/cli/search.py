@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from service.cli.connection import (
     DEFAULT_URL,
@@ -20,47 +19,32 @@ from service.cli.connection import (
     print_table,
     print_text,
 )
-from service.cli.progress import effort_table, follow_search, result_table
+from service.cli.progress import accuracy, effort_table, finish, measured_ms, print_search
+from service.cli.search_options import (
+    Algorithm,
+    Budgets,
+    Dataset,
+    Epochs,
+    Follow,
+    GpuHours,
+    Gpus,
+    IdempotencyKey,
+    Ids,
+    Labels,
+    Search,
+    Space,
+    TagsGiven,
+    Targets,
+    Timeout,
+    Together,
+    Wait,
+    WallMinutes,
+    pairs,
+)
 from service.client.asking import given
-from service.client.client import Client
-from service.searches.schemas import TERMINAL, Feasibility, SearchRead
+from service.searches.schemas import Feasibility, SearchRead
 
 app = typer.Typer(help="Searches: a budget in, a measured network out.", no_args_is_help=True)
-
-Targets = Annotated[
-    list[str], typer.Option("--target", help="Id of the target, tgt_...; may be repeated.")
-]
-Budgets = Annotated[
-    list[float],
-    typer.Option("--budget-ms", help="Upper bound of the measured median, one a target or one."),
-]
-Together = Annotated[
-    str | None,
-    typer.Option(help="Of several: worst_case, one network within all; each, one for each."),
-]
-Space = Annotated[str, typer.Option(help="Search space.")]
-Dataset = Annotated[str, typer.Option(help="Data set.")]
-Epochs = Annotated[int, typer.Option(help="Search and training together.")]
-Algorithm = Annotated[
-    str, typer.Option(help="dsnas, dsnas_paired, proxyless, reinforce, ... (see the API).")
-]
-Gpus = Annotated[int, typer.Option(min=0, max=1, help="That the worker must have.")]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option("--label", help="NAME=VALUE that the worker must have; may be repeated."),
-]
-TagsGiven = Annotated[list[str] | None, typer.Option("--tag", help="NAME=VALUE; may be repeated.")]
-WallMinutes = Annotated[float | None, typer.Option(help="Of running, then it is ended.")]
-GpuHours = Annotated[float | None, typer.Option(help="Of GPUs, then it is ended.")]
-IdempotencyKey = Annotated[
-    str | None, typer.Option(help="The same key makes the same search once.")
-]
-Wait = Annotated[bool, typer.Option("--wait", help="Return when it has ended.")]
-Follow = Annotated[bool, typer.Option("--follow", help="Show progress until it ends.")]
-Timeout = Annotated[
-    float | None, typer.Option("--timeout-minutes", help="To wait at most; then exit with 6.")
-]
-Ids = Annotated[list[str], typer.Argument(help="srch_...", show_default=False)]
 
 
 # -- asking for searches ---------------------------------------------------------------
@@ -237,27 +221,25 @@ def list_searches(
 
 
 def _row(search: SearchRead) -> tuple[object, ...]:
-    network = search.result.network if search.result else None
-    accuracy = network.test_accuracy if network else None
     return (
         search.id,
         search.status if search.status in EXIT_STATUS else f"{search.status}: {search.phase}",
         ", ".join(ms(budget.latency_budget_ms) for budget in search.spec.budgets),
-        ms(network.measured.median_ms) if network and network.measured else None,
-        None if accuracy is None else f"{accuracy:.4f}",
+        ms(measured_ms(search)),
+        accuracy(search),
         " ".join(f"{name}={value}" for name, value in search.tags.items()),
     )
 
 
 @app.command()
-def show(search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
+def show(search: Search, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
     """Show a search."""
     with connect(url, api_key) as client:
         print_search(client.search(search), json=json)
 
 
 @app.command()
-def follow(search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
+def follow(search: Search, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
     """Show a search's progress until it ends; while it is paused, that it is."""
     with connect(url, api_key) as client:
         finish(client, client.search(search), follow=True, json=json)
@@ -265,7 +247,7 @@ def follow(search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json 
 
 @app.command()
 def wait(
-    search: str,
+    search: Search,
     timeout_minutes: Timeout = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -312,7 +294,7 @@ def archive(
 
 @app.command()
 def tag(
-    search: Annotated[str, typer.Argument(help="srch_...")],
+    search: Search,
     tags: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE ...")] = None,
     remove: Annotated[
         list[str] | None, typer.Option("--remove", help="Name of a tag; may be repeated.")
@@ -333,7 +315,7 @@ def tag(
 
 @app.command()
 def priority(
-    search: str,
+    search: Search,
     value: Annotated[int, typer.Argument(help="Larger goes first.")],
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -374,7 +356,7 @@ def _act(
 
 @app.command()
 def architecture(
-    search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False
+    search: Search, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False
 ) -> None:
     """Show the network a search found, layer by layer."""
     with connect(url, api_key) as client:
@@ -395,7 +377,7 @@ def architecture(
 
 @app.command()
 def download(
-    search: str,
+    search: Search,
     folder: Annotated[Path, typer.Option(help="Where to put the files.")] = Path(),
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -407,49 +389,3 @@ def download(
             path = folder / artifact.name
             path.write_bytes(client.download(search, artifact.name))
             print_text(str(path))
-
-
-# -- shared with `search_family` -------------------------------------------------------
-
-
-def pairs(given_words: Sequence[str] | None) -> dict[str, str]:
-    """`NAME=VALUE` words as a dictionary."""
-    found = {}
-    for word in given_words or ():
-        name, is_there, value = word.partition("=")
-        if not (name and is_there):
-            raise typer.BadParameter(f"{word!r} is not NAME=VALUE")
-        found[name] = value
-    return found
-
-
-def finish(
-    client: Client,
-    search: SearchRead,
-    *,
-    wait: bool = False,
-    follow: bool = False,
-    minutes: float | None = None,
-    json: bool,
-) -> None:
-    """Print a search, if asked to once it has ended; the exit status says then how.
-
-    Raises:
-        SearchTimeoutError: it had not ended within `minutes`.
-    """
-    if follow:
-        search = follow_search(client, search.id, Console(stderr=True))
-    elif wait:
-        seconds = float("inf") if minutes is None else 60.0 * minutes
-        search = client.wait(search.id, seconds)
-    print_search(search, json=json)
-    if search.status in TERMINAL and (wait or follow):
-        raise typer.Exit(EXIT_STATUS[search.status])
-
-
-def print_search(search: SearchRead, *, json: bool) -> None:
-    """Print a search as people or programs read it."""
-    if json:
-        print_json(search)
-    else:
-        print_text(result_table(search))

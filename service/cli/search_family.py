@@ -17,26 +17,28 @@ from service.cli.connection import (
     print_text,
 )
 from service.cli.plot import Dot, scatter
-from service.cli.search import (
+from service.cli.progress import accuracy, finish, fraction, measured_ms
+from service.cli.search_options import (
+    AnotherTarget,
     Follow,
     GpuHours,
     IdempotencyKey,
+    Search,
     TagsGiven,
     Timeout,
     Wait,
     WallMinutes,
-    finish,
     pairs,
 )
 from service.client.asking import given
-from service.searches.schemas import Front, FrontPoint, Lineage, SearchRead
+from service.searches.schemas import Front, FrontPoint, Lineage
 
 _LETTERS = {"found": "F", "derived": "D", "random": "r", "hand_made": "h", "probe": "."}
 
 
 def clone(
-    search: str,
-    target: Annotated[str | None, typer.Option(help="Another target.")] = None,
+    search: Search,
+    target: AnotherTarget = None,
     budget_ms: Annotated[float | None, typer.Option(help="Another budget.")] = None,
     space: Annotated[str | None, typer.Option(help="Another search space.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Another data set.")] = None,
@@ -73,7 +75,7 @@ def clone(
 
 
 def extend(
-    search: str,
+    search: Search,
     epochs: Annotated[int | None, typer.Option(min=1, help="More than it had.")] = None,
     wall_minutes: WallMinutes = None,
     gpu_hours: GpuHours = None,
@@ -99,14 +101,14 @@ def extend(
 
 
 def derive(
-    search: str,
+    search: Search,
     budget_ms: Annotated[
         list[float] | None, typer.Option("--budget-ms", help="May be repeated.")
     ] = None,
     points: Annotated[
         int | None, typer.Option(help="So many budgets, spread over what the target can do.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Another target.")] = None,
+    target: AnotherTarget = None,
     train_epochs: Annotated[
         int, typer.Option(min=0, help="Of training each on; 0 takes the supernet's weights.")
     ] = 0,
@@ -132,7 +134,7 @@ def derive(
 
 
 def reproduce(
-    search: str,
+    search: Search,
     idempotency_key: IdempotencyKey = None,
     wait: Wait = False,
     follow: Follow = False,
@@ -161,24 +163,14 @@ def compare(
     rows: list[tuple[object, ...]] = [("status", *(item.status for item in found.items))]
     rows += [(name, *values) for name, values in found.differs.items()]
     rows += [
-        ("measured", *(ms(_measured_ms(item)) for item in found.items)),
-        ("accuracy", *(_accuracy(item) for item in found.items)),
+        ("measured", *(ms(measured_ms(item)) for item in found.items)),
+        ("accuracy", *(accuracy(item) for item in found.items)),
     ]
     print_table(["", *(item.id for item in found.items)], rows)
     return None
 
 
-def _measured_ms(search: SearchRead) -> float | None:
-    measured = search.result.network.measured if search.result else None
-    return measured.median_ms if measured else None
-
-
-def _accuracy(search: SearchRead) -> str | None:
-    accuracy = search.result.network.test_accuracy if search.result else None
-    return None if accuracy is None else f"{accuracy:.4f}"
-
-
-def front(search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
+def front(search: Search, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
     """Show accuracy against latency of a search's networks and of those derived from it."""
     with connect(url, api_key) as client:
         found = client.front(search)
@@ -191,7 +183,7 @@ def front(search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json =
             (
                 point.source,
                 ms(point.measured_ms),
-                None if point.test_accuracy is None else f"{point.test_accuracy:.4f}",
+                fraction(point.test_accuracy),
                 "knee" if point.knee else "yes" if point.on_front else "",
                 "yes" if point.verified else "",
                 point.target,
@@ -221,7 +213,9 @@ def _dot(point: FrontPoint) -> Dot:
     return Dot(point.measured_ms or 0.0, point.test_accuracy or 0.0, _LETTERS[point.source])
 
 
-def lineage(search: str, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False) -> None:
+def lineage(
+    search: Search, url: Url = DEFAULT_URL, api_key: Key = None, json: Json = False
+) -> None:
     """Show what a search comes from and what came of it."""
     with connect(url, api_key) as client:
         found = client.lineage(search)

@@ -6,7 +6,7 @@ from fastapi.params import Depends as DependsParam
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.agents.versions import OLDEST_AGENT
-from service.auth.access import Needs
+from service.auth.access import RequiredScope
 from service.operations.checks import OK, Readiness
 from service.operations.metrics import CurrentInstruments
 from service.operations.schemas import Health, ReadinessRead, Version
@@ -53,4 +53,4 @@ async def version() -> Version:
 
 def metrics_readers(settings: Settings) -> list[DependsParam]:
     """Who may read the metrics: they name targets, so not everyone by default."""
-    return [] if settings.open_metrics else [Depends(Needs("viewer"))]
+    return [] if settings.open_metrics else [Depends(RequiredScope("viewer"))]

@@ -1,12 +1,7 @@
 """Pricing any ONNX file: taken in piece by piece, read in a process of its own, under limits."""
 
 import hashlib
-import json
-import os
 import platform
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from service.confined import ConfinedError, run_confined
 from service.errors import (
     ConflictError,
     InvalidRequestError,
@@ -27,7 +23,6 @@ from service.predictions.schemas import FilePredictionRead, KernelRead
 from service.settings import Settings
 from service.targets.models import Target
 from service.targets.repository import get_target
-from service.telemetry import logger
 
 PRICES_JOB = "fit_kernel_prices"
 
@@ -36,9 +31,7 @@ READERS = 2
 
 _PATIENCE = timedelta(seconds=10)
 _SECONDS = 90.0
-_ANSWER_BYTES = 64 * 2**20
-_KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")
-_log = logger(__name__)
+_CHILD = "service.predictions.child"
 
 
 class Prices(NamedTuple):
@@ -188,44 +181,11 @@ def _warnings(found: dict[str, Any], runtime: str, target: Target) -> list[str]:
 
 
 def _read(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """What the child says of the file; it is gone afterwards, with all it may have started."""
-    folder = path.parent
-    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    environment |= {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    answer, complaints = folder / "answer.json", folder / "complaints"
-    with answer.open("wb") as out, complaints.open("wb") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.predictions.child", str(path)],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=err,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            process.communicate(json.dumps(document).encode(), timeout=_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise InvalidRequestError(
-                f"reading the file takes longer than {_SECONDS:g} s", field="file"
-            ) from None
-        finally:
-            if process.poll() is None:
-                _end(process)
-    if process.returncode or answer.stat().st_size > _ANSWER_BYTES:
-        tail = complaints.read_bytes()[-2000:].decode(errors="replace")
-        _log.warning("a file could not be read", status=process.returncode, complaints=tail)
-        raise InvalidRequestError(
-            "reading the file takes more time or memory than is given to it, or makes the "
-            "runtime crash",
-            field="file",
-        )
-    told: dict[str, Any] = json.loads(answer.read_bytes())
-    return told
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """What the child says of the file."""
+    request = {"path": str(path), "prices": document}
+    try:
+        answer = run_confined(_CHILD, request, path.parent, seconds=_SECONDS)
+    except ConfinedError as error:
+        raise InvalidRequestError(f"the file cannot be read: {error}", field="file") from None
+    assert answer is not None  # nobody stops it
+    return answer

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from service.auth.access import User, Viewer
-from service.auth.principal import Principal
 from service.db.base import utc_now
 from service.dependencies import (
     Artifacts,
@@ -22,7 +23,7 @@ from service.dependencies import (
 )
 from service.errors import PreconditionFailedError, PreconditionRequiredError, TailorError
 from service.jobs import repository as jobs
-from service.schemas import Name, Page, Text, next_cursor
+from service.schemas import Name, Page, Request, Text, next_cursor
 from service.searches import creation, lifecycle
 from service.searches.models import Search
 from service.searches.preflight import preflight
@@ -43,7 +44,6 @@ from service.searches.schemas import (
     SearchRead,
     Status,
 )
-from service.settings import Settings
 
 router = APIRouter(prefix="/searches", tags=["searches"])
 
@@ -65,6 +65,79 @@ IdempotencyKey = Annotated[
 ]
 IfMatch = Annotated[str | None, Header(max_length=200)]
 
+_DO = {"cancel": lifecycle.cancel, "pause": lifecycle.pause, "resume": lifecycle.resume}
+
+
+@dataclass(frozen=True)
+class _Changing:
+    """What routes take that change searches, and how they answer."""
+
+    session: WriteSession
+    settings: CurrentSettings
+    user: User
+    response: Response
+
+    def locked(self, search_id: str) -> Search:
+        """The search, which nobody else changes until the transaction ends."""
+        jobs.lock_jobs(self.session, search_id)
+        return get_seen(self.session, search_id, self.user, lock=True)
+
+    def act(self, search_id: str, action: lifecycle.Action) -> SearchRead:
+        """Do one of `_DO`."""
+        search = self.locked(search_id)
+        if _DO[action](self.session, search) and search.status in ("pausing", "cancelling"):
+            self.response.status_code = status.HTTP_202_ACCEPTED
+        return self.answer(search)
+
+    def answer(self, search: Search) -> SearchRead:
+        """The search as it is now, with its `ETag`."""
+        self.session.flush()
+        self.response.headers["ETag"] = _etag(search)
+        return read_search(self.session, search, self.settings)
+
+
+@dataclass(frozen=True)
+class _Making(_Changing):
+    """What routes take that make searches, and how they make them."""
+
+    database: CurrentDatabase
+    artifacts: Artifacts
+    idempotency_key: IdempotencyKey = None
+
+    def make(
+        self,
+        spec: SearchCreate,
+        asked: Request | None,
+        kind: Kind = "search",
+        parent: Search | None = None,
+    ) -> SearchRead:
+        """Queue a search; under a key that was used before, answer the one that is there."""
+        # writes on its own, so before this transaction does
+        creation.build_kit_files(self.database, self.artifacts, self.user.account, spec)
+        wish = creation.Wish(spec, asked, kind, parent, self.idempotency_key)
+        search, is_new = creation.create(self.session, self.settings, self.user, wish)
+        self.session.info["audited"] = search.id
+        self.response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
+        self.response.headers["Location"] = f"/v1/searches/{search.id}"
+        return self.answer(search)
+
+    def make_from(
+        self,
+        search_id: str,
+        kind: Kind,
+        asked: Request | None,
+        spec_of: Callable[[Session, Search], SearchCreate],
+    ) -> SearchRead:
+        """Queue a search that comes from another, with what `spec_of` makes of that one."""
+        with self.database.reading() as session:
+            parent = get_seen(session, search_id, self.user)
+            spec = spec_of(session, parent)
+        return self.make(spec, asked, kind, parent)
+
+
+Changing = Annotated[_Changing, Depends()]
+Making = Annotated[_Making, Depends()]
+
 
 @router.post(
     "",
@@ -76,22 +149,14 @@ IfMatch = Annotated[str | None, Header(max_length=200)]
 )
 def create(
     body: SearchCreate,
-    session: WriteSession,
-    database: CurrentDatabase,
-    artifacts: Artifacts,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
+    making: Making,
     dry_run: Annotated[bool, Query(description="Answer the preflight, store nothing.")] = False,
-    idempotency_key: IdempotencyKey = None,
 ) -> SearchRead | Feasibility:
     """Queue a search: targets and latency budgets in, measured networks out."""
     if dry_run:
-        response.status_code = status.HTTP_200_OK
-        return preflight(session, user.account, body, settings)
-    creation.build_kit_files(database, artifacts, user.account, body)
-    wish = creation.Wish(body, body, idempotency_key=idempotency_key)
-    return _make(session, settings, user, wish, response)
+        making.response.status_code = status.HTTP_200_OK
+        return preflight(making.session, making.user.account, body, making.settings)
+    return making.make(body, body)
 
 
 @router.get("")
@@ -152,10 +217,10 @@ def compare(
 
 
 @router.post("/bulk")
-def bulk(body: BulkAction, session: WriteSession, user: User) -> BulkResult:
+def bulk(body: BulkAction, changing: Changing) -> BulkResult:
     """One action on up to 200 searches; each is done or refused by itself."""
     # in one order, so that two requests about the same searches never wait for each other
-    done = {one: _one_of_many(session, body, one, user) for one in sorted(set(body.ids))}
+    done = {one: _one_of_many(changing, body, one) for one in sorted(set(body.ids))}
     return BulkResult(items=[done[one] for one in body.ids])
 
 
@@ -196,192 +261,77 @@ async def get(
 
 @router.patch("/{search_id}")
 def change(
-    search_id: str,
-    body: SearchPatch,
-    session: WriteSession,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-    if_match: IfMatch = None,
+    search_id: str, body: SearchPatch, changing: Changing, if_match: IfMatch = None
 ) -> SearchRead:
     """Change tags, priority or whether it is archived; needs `If-Match` with its `ETag`."""
-    search = _locked(session, search_id, user)
+    search = changing.locked(search_id)
     _check_match(search, if_match)
     if body.tags is not None:
         search.tags = body.tags
     if body.priority is not None:
         search.priority = body.priority
-        jobs.set_priority(session, search.id, body.priority)
+        jobs.set_priority(changing.session, search.id, body.priority)
     if body.archived is not None:
         search.archived_at = (search.archived_at or utc_now()) if body.archived else None
-    session.flush()
-    response.headers["ETag"] = _etag(search)
-    return read_search(session, search, settings)
+    return changing.answer(search)
 
 
 # -- actions ---------------------------------------------------------------------------
 
 
 @router.post("/{search_id}/cancel", responses=_ACTS)
-def cancel(
-    search_id: str,
-    session: WriteSession,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-) -> SearchRead:
+def cancel(search_id: str, changing: Changing) -> SearchRead:
     """Stop a search for good: at once while queued, at its next step while running."""
-    return _act(session, settings, user, search_id, "cancel", response)
+    return changing.act(search_id, "cancel")
 
 
 @router.post("/{search_id}/pause", responses=_ACTS)
-def pause(
-    search_id: str,
-    session: WriteSession,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-) -> SearchRead:
+def pause(search_id: str, changing: Changing) -> SearchRead:
     """Keep what was reached and give the worker back."""
-    return _act(session, settings, user, search_id, "pause", response)
+    return changing.act(search_id, "pause")
 
 
 @router.post("/{search_id}/resume")
-def resume(
-    search_id: str,
-    session: WriteSession,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-) -> SearchRead:
+def resume(search_id: str, changing: Changing) -> SearchRead:
     """Queue a paused search again; it goes on from its last checkpoint."""
-    return _act(session, settings, user, search_id, "resume", response)
+    return changing.act(search_id, "resume")
 
 
 @router.post("/{search_id}/clone", status_code=status.HTTP_201_CREATED, responses=_MAKES)
-def clone(
-    search_id: str,
-    body: SearchClone,
-    session: WriteSession,
-    database: CurrentDatabase,
-    artifacts: Artifacts,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> SearchRead:
+def clone(search_id: str, body: SearchClone, making: Making) -> SearchRead:
     """Queue the same search once more, with what the body changes."""
-    with database.reading() as reading:
-        spec = creation.cloned(get_seen(reading, search_id, user), body)
-    creation.build_kit_files(database, artifacts, user.account, spec)  # writes, before we do
-    parent = get_seen(session, search_id, user)
-    wish = creation.Wish(spec, body, "search", parent, idempotency_key)
-    return _make(session, settings, user, wish, response)
+    return making.make_from(
+        search_id, "search", body, lambda _, parent: creation.cloned(parent, body)
+    )
 
 
 @router.post("/{search_id}/extend", status_code=status.HTTP_201_CREATED, responses=_MAKES)
-def extend(
-    search_id: str,
-    body: SearchExtend,
-    session: WriteSession,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> SearchRead:
+def extend(search_id: str, body: SearchExtend, making: Making) -> SearchRead:
     """Go on with a search that has ended: more epochs, or more time."""
-    parent = get_seen(session, search_id, user)
-    spec = creation.extended(session, parent, body)
-    wish = creation.Wish(spec, body, "extend", parent, idempotency_key)
-    return _make(session, settings, user, wish, response)
+    return making.make_from(
+        search_id, "extend", body, lambda session, parent: creation.extended(session, parent, body)
+    )
 
 
 @router.post("/{search_id}/derive", status_code=status.HTTP_201_CREATED, responses=_MAKES)
-def derive(
-    search_id: str,
-    body: SearchDerive,
-    session: WriteSession,
-    database: CurrentDatabase,
-    artifacts: Artifacts,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> SearchRead:
+def derive(search_id: str, body: SearchDerive, making: Making) -> SearchRead:
     """Networks at other budgets from the supernet of a search, without searching again."""
-    with database.reading() as reading:
-        spec = creation.derived(reading, get_seen(reading, search_id, user), body)
-    creation.build_kit_files(database, artifacts, user.account, spec)
-    parent = get_seen(session, search_id, user)
-    wish = creation.Wish(spec, body, "derive", parent, idempotency_key)
-    return _make(session, settings, user, wish, response)
+    return making.make_from(
+        search_id, "derive", body, lambda session, parent: creation.derived(session, parent, body)
+    )
 
 
 @router.post("/{search_id}/reproduce", status_code=status.HTTP_201_CREATED, responses=_MAKES)
-def reproduce(
-    search_id: str,
-    session: WriteSession,
-    settings: CurrentSettings,
-    user: User,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> SearchRead:
+def reproduce(search_id: str, making: Making) -> SearchRead:
     """Run a search once more and say whether its logits and its network come out the same."""
-    parent = get_seen(session, search_id, user)
-    spec = creation.reproduced(session, parent)
-    wish = creation.Wish(spec, None, "reproduce", parent, idempotency_key)
-    return _make(session, settings, user, wish, response)
+    return making.make_from(search_id, "reproduce", None, creation.reproduced)
 
 
-def _make(
-    session: Session,
-    settings: Settings,
-    principal: Principal,
-    wish: creation.Wish,
-    response: Response,
-) -> SearchRead:
-    search, is_new = creation.create(session, settings, principal, wish)
-    if is_new:
-        session.info["audited"] = search.id
-    session.flush()
-    session.info["audited"] = search.id
-    response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
-    response.headers["Location"] = f"/v1/searches/{search.id}"
-    response.headers["ETag"] = _etag(search)
-    return read_search(session, search, settings)
-
-
-_DO = {"cancel": lifecycle.cancel, "pause": lifecycle.pause, "resume": lifecycle.resume}
-
-
-def _act(
-    session: Session,
-    settings: Settings,
-    principal: Principal,
-    search_id: str,
-    action: lifecycle.Action,
-    response: Response,
-) -> SearchRead:
-    search = _locked(session, search_id, principal)
-    if _DO[action](session, search) and search.status in ("pausing", "cancelling"):
-        response.status_code = status.HTTP_202_ACCEPTED
-    session.flush()
-    response.headers["ETag"] = _etag(search)
-    return read_search(session, search, settings)
-
-
-def _locked(session: Session, search_id: str, principal: Principal) -> Search:
-    jobs.lock_jobs(session, search_id)
-    return get_seen(session, search_id, principal, lock=True)
-
-
-def _one_of_many(
-    session: Session, body: BulkAction, search_id: str, principal: Principal
-) -> BulkItem:
+def _one_of_many(changing: _Changing, body: BulkAction, search_id: str) -> BulkItem:
     try:
-        search = _locked(session, search_id, principal)
+        search = changing.locked(search_id)
         if body.action in _DO:
-            _DO[body.action](session, search)
+            _DO[body.action](changing.session, search)
         elif body.action == "tag":
             search.tags = {**search.tags, **body.tags}
         else:

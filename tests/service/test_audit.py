@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.app import create_app
-from service.auth.access import Needs
+from service.auth.access import RequiredScope
 from service.dependencies import _write_session
 from service.settings import Settings
 
@@ -43,7 +43,7 @@ def test_every_route_of_a_person_that_may_change_something_is_audited(tmp_path):
         if not (context.methods or set()) - {"GET", "HEAD"} or context.path in apart:
             continue
         asked = list(calls(context.dependant))
-        if any(isinstance(call, Needs) for call in asked) and _write_session not in asked:
+        if any(isinstance(call, RequiredScope) for call in asked) and _write_session not in asked:
             missing.add(context.path)
     assert missing == set()
 

@@ -16,7 +16,7 @@ from sqlalchemy import select, text
 
 from service.agents.models import Agent
 from service.app import create_app
-from service.auth.access import Needs, _current_agent
+from service.auth.access import RequiredScope, _current_agent
 from service.auth.models import ApiKey
 from service.auth.principal import SCOPES, Principal
 from service.auth.repository import create_key, find_key, get_key, note_last_use, revoke_key
@@ -69,7 +69,7 @@ def declared(dependant: Dependant) -> str | None:
     asked = list(calls(dependant))
     if _current_agent in asked:
         return "agent"
-    (scope,) = {call.scope for call in asked if isinstance(call, Needs)} or {None}
+    (scope,) = {call.scope for call in asked if isinstance(call, RequiredScope)} or {None}
     return scope
 
 

@@ -2,9 +2,13 @@
 
 import gzip
 import hashlib
+import json
+import os
+import resource
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -290,7 +294,7 @@ def test_a_reader_that_dies_is_a_422(send, network, monkeypatch, tmp_path, progr
     dying = tmp_path / "python"
     dying.write_text(f"#!{sys.executable}\n{program}\n")
     dying.chmod(0o755)
-    monkeypatch.setattr("service.predictions.files.sys.executable", str(dying))
+    monkeypatch.setattr("service.confined.sys.executable", str(dying))
     told = problem(send(network), 422, "invalid_request")
     assert "crash" in told["detail"]
 
@@ -319,16 +323,44 @@ def test_files_may_be_larger_than_other_bodies(serve, document, network):
         problem(other, 413, "payload_too_large")
 
 
-def test_the_reader_has_no_more_memory_than_it_is_given():
-    program = (
-        "import resource; from service.predictions.child import _limit; _limit(); "
-        "print(*resource.getrlimit(resource.RLIMIT_AS)); bytearray(8 * 2**30)"
+@pytest.fixture
+def reader(document, tmp_path, eventually):
+    """A reader that waits for its file to be written, which it does under its limits."""
+    path = tmp_path / "model.onnx"
+    os.mkfifo(path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.predictions.child"], stdin=subprocess.PIPE
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ran.stdout.split() == [str(child.MEMORY_BYTES)] * 2
-    assert "MemoryError" in ran.stderr
+    process.stdin.write(json.dumps({"path": str(path), "prices": document}).encode() + b"\n")
+    process.stdin.flush()
+
+    def opened() -> int | None:
+        assert process.poll() is None, "it has ended"
+        with suppress(OSError):  # nobody reads yet
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        return None
+
+    file = eventually(opened, "it does not read")
+    yield process
+    os.close(file)
+    process.stdin.close()
+    process.wait(60)
+
+
+def test_the_reader_has_no_more_than_it_is_given(reader):
+    limits = {
+        resource.RLIMIT_AS: child.MEMORY_BYTES,
+        resource.RLIMIT_CPU: child.CPU_SECONDS,
+        resource.RLIMIT_FSIZE: child.FILE_BYTES,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in limits.items():
+        assert resource.prlimit(reader.pid, kind) == (most, most)
+
+
+def test_a_reader_whose_parent_is_gone_is_gone_too(reader):
+    reader.stdin.close()
+    assert reader.wait(60) == 1
 
 
 # -- where prices come from ------------------------------------------------------------
