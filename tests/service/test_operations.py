@@ -407,6 +407,7 @@ def test_a_gzip_body_that_is_cut_short_is_a_400_and_stores_nothing(small, n_byte
         gzip.compress(key_request(100)) + gzip.compress(b" "),
         zlib.compress(key_request(100)),
     ],
+    ids=["plain", "zeros", "torn", "followed by more", "two of them", "zlib"],
 )
 def test_what_is_no_gzip_is_a_400_and_stores_nothing(small, body):
     before = small.stored()
