@@ -23,6 +23,7 @@ it waits; a measurement is checked against its task's lease.
 
     python -m benchmarks.service_load --json --out benchmarks/results/RECORD.json
 
+While it runs it tells on stderr what it does, and keeps what it knows in RECORD.partial.json.
 The last line of the output is JSON: milliseconds by operation, and how many times as long
 MLflow took (`mlflow_to_service`). `--quick` is small; it is for trying the benchmark itself.
 """
@@ -30,6 +31,7 @@ MLflow took (`mlflow_to_service`). `--quick` is small; it is for trying the benc
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -85,6 +87,8 @@ _SETTINGS = {
 
 _DRIVERS = ("psycopg", "psycopg2")
 """Ours, and the one that MLflow is installed with."""
+
+_BEGAN = time.monotonic()
 
 Requests = dict[str, Callable[[], None]]
 
@@ -301,6 +305,9 @@ def requests(
         number, items = next(batches)
         _upload(agents(number), items)
 
+    def scrape() -> None:
+        client.get("/metrics").raise_for_status()
+
     def events() -> None:
         _got(client, f"/v1/searches/{middle}/events", after=100, limit=200)
 
@@ -314,7 +321,7 @@ def requests(
         "read": lambda: _read(client, middle),
         "events_page": events,
         "series": lambda: _read(client, f"{middle}/metrics"),
-        "metrics": lambda: client.get("/metrics").raise_for_status() and None,
+        "metrics": scrape,
     }
 
 
@@ -373,8 +380,14 @@ def _until(found: Callable[[], Any], seconds: float = 300.0) -> None:
 # -- timing ----------------------------------------------------------------------------
 
 
-def time_requests(sides: dict[str, Requests], n: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of `n` requests of each kind and side; the sides take turns by the block."""
+def time_requests(
+    sides: dict[str, Requests], n: int, tell: Callable[[str, dict[str, list[float]]], None]
+) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of `n` requests of each kind and side; the sides take turns by the block.
+
+    Args:
+        tell: is called with what each kind took, as soon as that is known.
+    """
     kinds = list(dict.fromkeys(kind for side in sides.values() for kind in side))
     found: dict[str, dict[str, list[float]]] = {kind: {} for kind in kinds}
     for kind in kinds:
@@ -384,6 +397,7 @@ def time_requests(sides: dict[str, Requests], n: int) -> dict[str, dict[str, lis
         for _ in range(-(-n // _BLOCK)):
             for name, ask in asked.items():
                 found[kind].setdefault(name, []).extend(_timed(ask) for _ in range(_BLOCK))
+        tell(kind, found[kind])
     return found
 
 
@@ -436,8 +450,19 @@ def figures(milliseconds: Sequence[float]) -> dict[str, float | int]:
 # -- the record ------------------------------------------------------------------------
 
 
-def run(sizes: Sizes, work: Path, *, with_mlflow: bool) -> dict[str, Any]:
-    """Fill both and time both; returns what the record says."""
+def run(sizes: Sizes, work: Path, *, with_mlflow: bool, partial: Path | None) -> dict[str, Any]:
+    """Fill both and time both; returns what the record says.
+
+    Args:
+        partial: where to write what is known so far.
+    """
+    known: dict[str, Any] = {}
+
+    def tell(kind: str, by_side: dict[str, list[float]]) -> None:
+        known[kind] = {name: figures(spent) for name, spent in by_side.items()}
+        _say(f"{kind}: {known[kind]}")
+        write_record({"partial": known}, partial)
+
     os.environ.update(_SETTINGS)
     python = mlflow_server.install(work / "mlflow") if with_mlflow else None
     with (
@@ -446,9 +471,11 @@ def run(sizes: Sizes, work: Path, *, with_mlflow: bool) -> dict[str, Any]:
     ):
         load_before = os.getloadavg()[0]
         home = Path(folder) / "home"
+        _say("agents with tasks, and searches to copy")
         _seed_agents(url, sizes)
         templates, key = make_templates(home, url)
         began = time.monotonic()
+        _say(f"filling the service: {sizes.searches:,} searches, {sizes.events:,} events")
         fill(url, templates, sizes)
         filled_seconds = time.monotonic() - began
         with (
@@ -459,17 +486,18 @@ def run(sizes: Sizes, work: Path, *, with_mlflow: bool) -> dict[str, Any]:
             client = new_client(key)
             agents = lambda number: new_client(agent_token(number))  # noqa: E731
             sides = {"service": requests(client, agents, templates, sizes), **other}
-            found = time_requests(sides, sizes.requests)
+            found = time_requests(sides, sizes.requests, tell)
         found["claim"] = {"service": time_claims(url, min(sizes.requests, sizes.searches // 20))}
+        tell("claim", found["claim"])
         stored = _stored(url)
-    result = {
+    result: dict[str, dict[str, Any]] = {
         kind: {name: figures(spent) for name, spent in by_side.items()}
         for kind, by_side in found.items()
     }
     for by_side in result.values():
         if "mlflow" in by_side:
             ratio = by_side["mlflow"]["p50_ms"] / by_side["service"]["p50_ms"]
-            by_side["mlflow_to_service"] = round(ratio, 2)  # type: ignore[assignment]
+            by_side["mlflow_to_service"] = round(ratio, 2)
     return {
         "stored": stored,
         "filled_seconds": round(filled_seconds, 1),
@@ -520,10 +548,16 @@ def _mlflow(
     base, _, query = plain.partition("?")
     theirs = f"{base.rsplit('/', 1)[0]}/mlflow?{query}"
     of_driver = {name: theirs.replace("postgresql:", f"postgresql+{name}:") for name in _DRIVERS}
+    _say(f"filling MLflow: {sizes.searches:,} runs, {sizes.events:,} metric values")
     with mlflow_server.mlflow_server(python, of_driver["psycopg2"], folder) as client:
         ours = of_driver["psycopg"]
         experiment = mlflow_server.fill(client, ours, sizes.searches, sizes.events)
         yield {"mlflow": mlflow_server.requests(client, experiment, sizes.searches, BATCH)}
+
+
+def _say(text: str) -> None:
+    minutes, seconds = divmod(int(time.monotonic() - _BEGAN), 60)
+    print(f"{minutes:02}:{seconds:02} {text}", file=sys.stderr, flush=True)
 
 
 def _stored(url: str) -> dict[str, int]:
@@ -557,11 +591,14 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     options.work.chmod(0o755)  # PostgreSQL runs as another user where this one is root
     record = new_record("service_load")
-    record |= run(sizes, options.work, with_mlflow=not options.without_mlflow)
+    partial = options.out.with_suffix(".partial.json") if options.out is not None else None
+    record |= run(sizes, options.work, with_mlflow=not options.without_mlflow, partial=partial)
     if not options.json:
         for kind, by_side in record["result"].items():
             print(f"{kind:15} {by_side}", flush=True)
     write_record(record, options.out)
+    if partial is not None:
+        partial.unlink()
     last_line(record)
 
 
