@@ -13,7 +13,7 @@ _CLOSE = 0.9
 
 
 def random_architecture(space: SearchSpace, within: Within, seed: int) -> Architecture | None:
-    """Uniform among the architectures that spend 90 to 100 % of the budget, if any is drawn.
+    """Uniform among the whole architectures that spend 90 to 100 % of the budget, if one is drawn.
 
     Random search within a budget is what searches are to beat (Li and Talwalkar 2019; Yu et
     al. 2020).
@@ -25,6 +25,8 @@ def random_architecture(space: SearchSpace, within: Within, seed: int) -> Archit
     fitting: list[tuple[float, Architecture]] = []
     for _ in range(_DRAWS):
         architecture = space.sample(rng)
+        if not space.is_whole(architecture):
+            continue
         spent = within(architecture)
         if _CLOSE <= spent <= 1.0:
             return architecture
@@ -47,11 +49,16 @@ def hand_made_architecture(space: SearchSpace, within: Within) -> Architecture |
     fitting = [pair for pair in uniform if pair[0] <= 1.0]
     if fitting:
         return max(fitting, key=lambda pair: pair[0])[1]
+    if not uniform:
+        return None
     _, architecture = min(uniform, key=lambda pair: pair[0])
     choices = list(architecture.choices)
     for slot in reversed(range(len(choices))):
-        candidates = range(len(space.slots[slot].candidates))
-        spent = {k: within(space.architecture(_with(choices, slot, k))) for k in candidates}
+        changed = {
+            k: space.architecture(_with(choices, slot, k))
+            for k in range(len(space.slots[slot].candidates))
+        }
+        spent = {k: within(one) for k, one in changed.items() if space.is_whole(one)}
         choices[slot] = min(spent, key=spent.__getitem__)
         if spent[choices[slot]] <= 1.0:
             return space.architecture(choices)
@@ -61,7 +68,9 @@ def hand_made_architecture(space: SearchSpace, within: Within) -> Architecture |
 def _uniform(space: SearchSpace) -> Iterator[Architecture]:
     """Candidate k in every slot; slots with fewer candidates take their last one."""
     for k in range(space.n_candidates):
-        yield space.architecture([min(k, len(slot.candidates) - 1) for slot in space.slots])
+        uniform = space.architecture([min(k, len(slot.candidates) - 1) for slot in space.slots])
+        if space.is_whole(uniform):
+            yield uniform
 
 
 def _with(choices: list[int], slot: int, choice: int) -> list[int]:

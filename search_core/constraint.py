@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from search_core.costs import (
     SeparableCost,
 )
 from search_core.decode import Cap, Limit, Table, k_best
-from search_core.errors import BudgetUnreachableError
+from search_core.errors import BudgetUnreachableError, SeveredError
 from search_core.estimators.base import Objective
 from search_core.space.space import Architecture, SearchSpace
 
@@ -331,29 +332,35 @@ class Constraints:
         Exact where every cost is a sum or a maximum over the slots. Where a cost is only nearly
         a sum, networks come from the knapsack in the order of their utility, first with all the
         slack that the sum may be wrong by, and those that keep the exact budget are taken: the
-        best of a thousand. With less slack where that finds none.
+        best of a thousand. With less slack where that finds none. In the same way those are
+        taken that are whole (`SearchSpace.is_whole`), where a space has operations that cut.
 
         Args:
             utilities: ``utilities[l][k]`` of candidate k of slot l; ``-inf`` forbids it.
 
         Raises:
             BudgetUnreachableError: no architecture keeps the budgets.
+            SeveredError: none of those that were looked at is whole.
             TypeError: a cost is none of these.
         """
         inexact = [c for c in self._constraints if isinstance(c.cost, NearlySeparableCost)]
+        ungapped = space.without_gaps(utilities)
+        rows = (utilities,) if ungapped == utilities else (utilities, ungapped)
+        for row, share in product(rows, _SLACK_SHARES if inexact else (0.0,)):
+            try:
+                if kept := self._kept(space, row, share, k):
+                    return kept
+            except BudgetUnreachableError:
+                if not inexact:
+                    raise
         if not inexact:
-            found = k_best(utilities, *self.knapsack(), k=k)
-            return [space.architecture(choices) for choices in found]
-        for share in _SLACK_SHARES:
-            kept = self._kept(space, utilities, share, k)
-            if kept:
-                return kept
+            raise SeveredError
         for c in inexact:
-            cheapest = self._cheapest(space, utilities, c)
+            cheapest = self._cheapest(space, ungapped, c)
             minimum = min(map(c.cost.exact, cheapest))
             if minimum > c.budget:
                 raise BudgetUnreachableError(c.budget, minimum, c.name)
-        kept = [a for a in cheapest if self._keeps(a)]
+        kept = [a for a in cheapest if self._keeps(space, a)]
         if not kept:
             raise BudgetUnreachableError(c.budget, minimum, c.name)
         return kept[:k]
@@ -361,15 +368,12 @@ class Constraints:
     def _kept(
         self, space: SearchSpace, utilities: Table, slack_share: float, k: int
     ) -> list[Architecture]:
-        """The best by the knapsack, its sums allowed some slack, that keep the exact budgets."""
+        """The best by the knapsack, its sums allowed some slack, that are what was asked for."""
         limits, caps = self.knapsack(slack_share)
         for n in (k, _FEW * k, _MANY * k):
-            try:
-                found = k_best(utilities, limits, caps, k=n)
-            except BudgetUnreachableError:
-                return []
+            found = k_best(utilities, limits, caps, k=n)
             drawn = [space.architecture(choices) for choices in found]
-            kept = [a for a in drawn if self._keeps(a)]
+            kept = [a for a in drawn if self._keeps(space, a)]
             if len(kept) >= k or len(drawn) < n:
                 break
         return kept[:k]
@@ -390,8 +394,9 @@ class Constraints:
         found = k_best(negated, *Constraints(others).knapsack(), k=_FEW)
         return [space.architecture(choices) for choices in found]
 
-    def _keeps(self, architecture: Architecture) -> bool:
-        return all(c.violation(architecture) <= _ROUNDING for c in self._constraints)
+    def _keeps(self, space: SearchSpace, architecture: Architecture) -> bool:
+        within = all(c.violation(architecture) <= _ROUNDING for c in self._constraints)
+        return within and space.is_whole(architecture)
 
     def check_reachable(self, space: SearchSpace) -> None:
         """Make sure, before any training, that some architecture keeps all budgets together.

@@ -104,6 +104,16 @@ class BudgetUnreachableError(SearchCoreError):
         self.name = name
 
 
+class SeveredError(SearchCoreError):
+    """Every architecture within the budgets pays for operations that change nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "every architecture within the budgets has operations that no path from its input "
+            "to its output runs through; allow more than zeros where they cut it"
+        )
+
+
 class CheckpointError(SearchCoreError):
     """A checkpoint cannot be read, or was written by a run with other settings."""
 

@@ -17,6 +17,7 @@ from search_core.errors import (
     CheckpointError,
     NonFiniteLossError,
     SearchInterrupted,
+    SeveredError,
     UnknownEstimatorError,
 )
 from search_core.estimators.base import Estimate, Estimator, sample_path
@@ -92,7 +93,7 @@ class SearchResult:
 
         try:
             found = best(held)
-        except BudgetUnreachableError:
+        except (BudgetUnreachableError, SeveredError):
             return best(utilities)[1]
         if at_least is not None and found[0] < at_least:
             found = max(found, best(utilities), key=lambda pair: pair[0])

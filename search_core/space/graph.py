@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search_core.space.blocks import BlockKind, BlockSpec
+from search_core.space.blocks import FREE, BlockKind, BlockSpec
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Graph:
 
     @property
     def wastes(self) -> bool:
-        """Whether some block with weights is idle: paid for, and without any effect."""
-        return any(self.blocks[index].parameters for index in self.idle)
+        """Whether some block that takes time is idle: paid for, and without any effect."""
+        return any(self.blocks[index].kind not in FREE for index in self.idle)
 
     def last_uses(self) -> dict[int, int]:
         """Node -> index of the last block that reads it."""

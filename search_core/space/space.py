@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from math import prod
+from math import inf, prod
 
 from search_core.errors import ArchitectureSyntaxError
-from search_core.space.blocks import FREE, BlockSpec
+from search_core.space.blocks import FREE, BlockKind, BlockSpec
 from search_core.space.graph import Graph
 
 
@@ -220,6 +220,37 @@ class SearchSpace:
     def blocks(self, architecture: Architecture) -> tuple[BlockSpec, ...]:
         """The blocks of the network of `architecture`, in an order in which they can run."""
         return self.graph(architecture).blocks
+
+    def is_whole(self, architecture: Architecture) -> bool:
+        """Whether every block that takes time lies on a path from the input to the output.
+
+        Where it does not, the network is severed, or pays for what changes nothing.
+        """
+        return not self._gaps or not self.graph(architecture).wastes
+
+    def without_gaps(self, utilities: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]:
+        """`utilities` with ``-inf`` for what cuts off others, where a slot has anything else.
+
+        What is chosen by them is whole.
+        """
+        if not self._gaps:
+            return utilities
+        rows = []
+        for slot, row in enumerate(utilities):
+            kept = [-inf if (slot, k) in self._gaps else u for k, u in enumerate(row)]
+            rows.append(kept if max(kept) > -inf else list(row))
+        return rows
+
+    @cached_property
+    def _gaps(self) -> frozenset[tuple[int, int]]:
+        """The slots and their candidates that give nothing, in any of a slot's layers."""
+        return frozenset(
+            (layer.slot, k)
+            for layer in self.layers
+            if layer.slot is not None
+            for k, block in enumerate(layer.blocks)
+            if block.kind is BlockKind.NONE
+        )
 
     def sample(self, rng: random.Random) -> Architecture:
         """An architecture drawn uniformly."""

@@ -74,3 +74,22 @@ def test_a_budget_below_every_uniform_network_makes_it_smaller_at_its_end():
     assert made_within(59.0) == [0, 0, 0, 0, 0, 3]
     assert made_within(50.0) == [0, 0, 0, 0, 2, 3]
     assert made_within(41.0) is None
+
+
+@pytest.mark.parametrize("position", [0.0, 0.05, 0.3, 0.9])
+def test_no_baseline_pays_for_what_changes_nothing(position):
+    cell = get_space("nasbench201")
+    least = cell.macs(cell.parse(cell.notation.format(*["skip_connect"] * 6)))
+    most = cell.macs(cell.parse(cell.notation.format(*["nor_conv_3x3"] * 6)))
+    budget = least + position * (most - least)
+
+    def within(architecture: Architecture) -> float:
+        return cell.macs(architecture) / budget
+
+    for seed in range(20):
+        drawn = random_architecture(cell, within, seed)
+        assert drawn is not None
+        assert not cell.graph(drawn).wastes
+    hand_made = hand_made_architecture(cell, within)
+    assert hand_made is not None
+    assert not cell.graph(hand_made).wastes

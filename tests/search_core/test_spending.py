@@ -91,3 +91,38 @@ def test_frozen_slots_give_way_where_they_leave_the_budget_unspent():
 def test_a_budget_below_the_cheapest_is_unreachable_as_ever():
     with pytest.raises(BudgetUnreachableError):
         found(0).decide([Constraint("macs", COST, 0.5 * LOWEST, Observed())], at_least=1.0)
+
+
+CELL = get_space("nasbench201")
+CELL_COST = macs_cost(CELL)
+SKIPS_ONLY = CELL.macs(CELL.parse(CELL.notation.format(*["skip_connect"] * 6)))
+CONVOLUTIONS = CELL_COST.offset + sum(max(row) for row in CELL_COST.table)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("spends", [False, True])
+def test_no_network_is_decided_that_pays_for_what_changes_nothing(seed, share, spends):
+    """Logits that want nothing between most nodes, and two convolutions that lead nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.rand((6, 5), generator=generator, dtype=torch.float64)
+    wanted[[0, 3, 4, 5], 0] += 4.0
+    wanted[[1, 2], 3] += 3.0
+    log_p = wanted.log_softmax(1)
+    result = SearchResult(SimpleNamespace(space=CELL), log_p.exp(), log_p, {}, 0)  # type: ignore[arg-type]
+    budget = SKIPS_ONLY + share * (CONVOLUTIONS - SKIPS_ONLY)
+    constraint = Constraint("macs", CELL_COST, budget, Observed())
+    decided = result.decide([constraint], at_least=0.99 * budget if spends else None)
+    assert CELL_COST.exact(decided) <= budget
+    assert not CELL.graph(decided).wastes
+
+    whole = [a for a in CELL if CELL_COST.exact(a) <= budget and CELL.is_whole(a)]
+    if not spends:
+        assert utility(result, decided) == pytest.approx(max(utility(result, a) for a in whole))
+
+
+def test_slots_frozen_to_nothing_are_thawed_when_nothing_would_be_left():
+    log_p = torch.zeros((6, 5), dtype=torch.float64).log_softmax(1)
+    frozen = dict.fromkeys(range(6), 0)
+    result = SearchResult(SimpleNamespace(space=CELL), log_p.exp(), log_p, frozen, 0)  # type: ignore[arg-type]
+    assert not CELL.graph(result.decide()).wastes

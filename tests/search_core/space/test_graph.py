@@ -35,7 +35,13 @@ def idle_edges(text):
             {0, 1, 2, 4, 5},
             True,
         ),
-        # what is in vain here has no weights
+        # a pool has no weights, but takes its time
+        (
+            "|skip_connect~0|+|avg_pool_3x3~0|none~1|+|nor_conv_3x3~0|none~1|none~2|",
+            {0, 1, 2, 4, 5},
+            True,
+        ),
+        # what is in vain here takes none
         (
             "|skip_connect~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|",
             {0, 1, 2, 4, 5},
