@@ -65,7 +65,7 @@ from service.searches.files import (
 )
 from service.searches.lifecycle import end, enter_phase, paused, start
 from service.searches.limits import RunLimit
-from service.searches.measuring import NotMeasurableError, Stopwatch
+from service.searches.measuring import NotMeasurableError, Stopwatch, too_noisy
 from service.searches.models import Search, SearchArtifact
 from service.searches.repository import (
     append_event,
@@ -322,8 +322,7 @@ class _Attempt:
             try:
                 child, limits = decider.decide(limits)
             except BudgetUnreachableError:
-                nearest = decider.nearest()
-                return _Miss(nearest, decider.measured[nearest])
+                return self._miss(decider)
             self._enter("training")
             network = self._train(child, found, recipe)
             deployed = {form: self._deployed(network, form) for form in _forms(goal)}
@@ -335,6 +334,17 @@ class _Attempt:
                 right = self._right(network, goal.aims[0], deployed)
                 return _Answer(child, network, deployed, right, measured)
             limits = decider.tightened(child, limits)
+
+    def _miss(self, decider: Decider) -> _Miss:
+        """What comes nearest to a goal; a device that was busy has not said that none meets it."""
+        nearest = decider.nearest()
+        measured = decider.measured[nearest]
+        for measurement in measured:
+            if measurement.flagged:
+                raise too_noisy(
+                    "no network measured within the budget, and the nearest", measurement
+                )
+        return _Miss(nearest, measured)
 
     def _measure(
         self,

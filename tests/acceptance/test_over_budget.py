@@ -1,7 +1,6 @@
 """Nothing succeeds above its budget: devices that are slower than their latency model says."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -28,7 +27,9 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def run_search(api, device, budget_ms: float, stopwatch: Stopwatch) -> tuple[dict, list[dict]]:
+def run_search(
+    api, device, budget_ms: float, stopwatch: Stopwatch, **noise
+) -> tuple[dict, list[dict]]:
     """A search run in this process on a device like that, and what it was told."""
     space = get_space("micro")
     answers = []
@@ -37,7 +38,7 @@ def run_search(api, device, budget_ms: float, stopwatch: Stopwatch) -> tuple[dic
         text = task["subject"].removeprefix("network:micro@1:")
         predicted_ms = predict(api, device, space.parse(text))
         answers.append({**task, "ms": stopwatch(task, predicted_ms)})
-        return device.result(task, answers[-1]["ms"])
+        return device.result(task, answers[-1]["ms"], **noise)
 
     spec = {"epochs": 4, "random_baseline": False, "hand_made_baseline": False}
     search = api.search(device.target_id, budget_ms, **spec)
@@ -79,14 +80,15 @@ def test_a_device_that_is_slower_for_a_while_gets_a_faster_network(api, measured
     assert result["network"]["measured"]["median_ms"] <= budget_ms
 
     decodes = result["decodes"]
-    assert len(decodes) == 3  # the first was too slow, the second failed its certificate
     assert decodes[0]["measured_ms"] > budget_ms
-    assert all(after["limit_ms"] < before["limit_ms"] for before, after in pairwise(decodes))
-    assert decodes[-1]["architecture"] == result["network"]["architecture"]
-    assert decodes[-1]["measured_ms"] <= budget_ms * (1 - HEADROOM)
+    assert decodes[1]["limit_ms"] < decodes[0]["limit_ms"]
+    measured_ms = {decode["architecture"]: decode["measured_ms"] for decode in decodes}
+    assert len(measured_ms) == len(decodes) >= 3  # one was too slow, one failed its certificate
+    assert measured_ms[result["network"]["architecture"]] <= budget_ms * (1 - HEADROOM)
 
     certified = [answer for answer in answers if answer["effort"] == "certificate"]
     assert [answer["ms"] > budget_ms for answer in certified] == [True, False]
+    assert certified[0]["subject"] != certified[1]["subject"]
     assert certified[-1]["model_sha256"] == result["onnx_sha256"]
     phases = [e["data"]["phase"] for e in api.events(search) if e["type"] == "phase"]
     assert phases == [
@@ -103,10 +105,10 @@ def test_a_device_that_is_faster_than_its_model_spends_its_budget(api, measured)
     decodes = search["result"]["decodes"]
     assert decodes[0]["limit_ms"] < budget_ms  # the model thought that no more would fit
     assert decodes[1]["limit_ms"] > 1.1 * budget_ms  # and was corrected by what was measured
-    used = [decode["measured_ms"] / budget_ms for decode in decodes]
-    assert used == sorted(used)
-    assert used[0] + 0.05 < used[-1] <= 1.0 - HEADROOM
-    assert search["result"]["network"]["architecture"] == decodes[-1]["architecture"]
+    used = {decode["measured_ms"] / budget_ms: decode["architecture"] for decode in decodes}
+    spent, *_ = sorted((share for share in used if share <= 1.0 - HEADROOM), reverse=True)
+    assert decodes[0]["measured_ms"] / budget_ms + 0.05 < spent
+    assert search["result"]["network"]["architecture"] == used[spent]
 
 
 def test_a_device_on_which_nothing_meets_the_budget_ends_infeasible_with_the_nearest(api, measured):
@@ -131,6 +133,22 @@ def test_a_device_on_which_nothing_meets_the_budget_ends_infeasible_with_the_nea
     assert architecture["within_budget"] is False
     files = api.http.get(f"/v1/searches/{search['id']}/artifacts").json()["items"]
     assert [file["name"] for file in files] == ["supernet.pt"]  # to derive other budgets from
+
+
+def test_a_device_that_is_never_quiet_has_not_said_that_nothing_meets_the_budget(api, measured):
+    budget_ms = middle_of_the_band(api, measured)
+    search, answers = run_search(
+        api,
+        measured,
+        budget_ms,
+        lambda _, predicted_ms: budget_ms + predicted_ms,
+        flagged=True,
+        note="p10 is 58% below the median",
+    )
+    assert (search["status"], search["status_reason"]["code"]) == ("failed", "device_too_noisy")
+    assert "p10 is 58% below" in search["status_reason"]["text"]
+    asked = [answer["subject"] for answer in answers]
+    assert {asked.count(subject) for subject in asked} == {3}
 
 
 def test_a_running_search_that_is_cancelled_stops_at_its_next_step(api, measured):

@@ -97,9 +97,21 @@ def test_a_device_that_flags_every_certificate_is_too_noisy(stopwatch, measured)
     assert raised.value.code == "device_too_noisy"
 
 
-def test_a_flagged_entry_of_a_table_is_good_enough(stopwatch, measured):
-    with measured.answering(flagged(measured, 1)):
-        assert stopwatch.measure(MODEL, "network:x", "table").latency_ms == 2.0
+def test_a_flagged_entry_of_a_table_is_asked_for_again(stopwatch, measured):
+    with measured.answering(flagged(measured, 2)):
+        found = stopwatch.measure(MODEL, "network:x", "table")
+    assert (found.latency_ms, found.flagged) == (1.0, False)
+
+
+def test_where_every_entry_of_a_table_is_flagged_the_fastest_has_to_do(stopwatch, measured):
+    times = iter([3.0, 2.0, 4.0])
+
+    def answer(task: dict) -> dict:
+        return measured.result(task, next(times), flagged=True, note="p10 is 9% below the median")
+
+    with measured.answering(answer):
+        found = stopwatch.measure(MODEL, "network:x", "table")
+    assert (found.latency_ms, found.flagged) == (2.0, True)
 
 
 @pytest.mark.parametrize(
