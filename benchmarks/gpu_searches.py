@@ -111,6 +111,8 @@ def main() -> int:
     parser.add_argument("--space", help="another space of 32 px images")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch", type=int, help="images in one call of the deployed network")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the band")
+    parser.add_argument("--no-hand-made", action="store_true", help="the random baseline alone")
     parser.add_argument("--minutes", type=float, default=60.0, help="cancel what runs by then")
     parser.add_argument("--out", type=Path, help="write the record here")
     arguments = parser.parse_args()
@@ -121,6 +123,8 @@ def main() -> int:
 
     record = new_record("gpu_searches") | {
         "device": arguments.device,
+        "shares": list(arguments.shares),
+        "hand_made": not arguments.no_hand_made,
         "setting": {k: v for k, v in setting.__dict__.items() if k != "worker"},
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy")},
@@ -273,7 +277,7 @@ class _Run:
     def _search(self, client: Client, model: LatencyModelRead, dataset: str) -> None:
         """Create every search, and write each down as it ends."""
         waiting: dict[str, None] = {}
-        for share, algorithm in product(SHARES, ALGORITHMS):
+        for share, algorithm in product(self._record["shares"], ALGORITHMS):
             budget_ms = model.fastest_ms + share * (model.slowest_ms - model.fastest_ms)
             search = client.create_search(
                 target=model.target,
@@ -282,6 +286,7 @@ class _Run:
                 dataset=dataset,
                 algorithm=algorithm,
                 epochs=self._setting.epochs,
+                hand_made_baseline=self._record["hand_made"],
                 worker={"gpus": int(self._record["device"] == "cuda")},
             )
             waiting[search.id] = None
