@@ -13,7 +13,7 @@ interval holds the budget gets more rounds.
 median of (budget - measured) / budget. Budgets that no network can meet are asked for, too:
 how long the refusal takes, and whether it names the fastest reachable latency. Nothing is
 dropped: what ended otherwise than `succeeded` and what could not be measured again is counted
-by name.
+by name, and so is each search that was asked for anew because the device was too noisy for it.
 
 A run that was cut off goes on when it is started again with the same ``--work``: searches are
 created under idempotency keys, and measurements stay in the store. The last line is JSON.
@@ -247,6 +247,7 @@ class _Run:
         self._service, self._client, self._database, self._say = service, client, database, say
         self._devices = {n: make(service, work / f"device {n}") for n, make in TARGETS.items()}
         self._targets: dict[str, str] = {}
+        self._tries: dict[Case, int] = {}
 
     def profiles(self, names: Sequence[str]) -> dict[str, Any]:
         """What each target is."""
@@ -316,6 +317,7 @@ class _Run:
                 partial(self._ended, search_id),
                 f"{case} ends",
             )
+            self._tries[case] = time_around + 1
             reason = search.status_reason.code if search.status_reason else ""
             self._say(f"{case}: {search.status} {reason}")
             if reason != "device_too_noisy":
@@ -354,6 +356,7 @@ class _Run:
                 "seed": case.seed,
                 "status": search.status,
                 "reason": search.status_reason.code if search.status_reason else None,
+                "tries": self._tries[case],
                 "budget_ms": search.spec.latency_budget_ms,
             }
             network = search.result.network if search.result else None
@@ -387,6 +390,7 @@ class _Run:
             "measured_again": len(known),
             "n_searches": len(told),
             "statuses": dict(Counter(entry["status"] for entry in told)),
+            "asked_anew_for_noise": sum(entry["tries"] - 1 for entry in told),
             "searches": told,
         }
 

@@ -34,9 +34,9 @@ from service.searches.preflight import check_budgets, fitted, needs_of, prefligh
 from service.searches.repository import (
     append_event,
     find_by_idempotency_key,
-    get_search,
     get_seen,
     has_artifact,
+    origin_of,
     targets_of,
 )
 from service.searches.schemas import (
@@ -236,10 +236,7 @@ def derived(session: Session, parent: Search, asked: SearchDerive) -> SearchCrea
         ConflictError: the search kept no supernet.
     """
     _check_ended(parent)
-    origin = parent
-    while origin.kind == "derive" and origin.parent_id is not None:
-        origin = get_search(session, origin.parent_id)
-    _check_supernet(session, origin)
+    _check_supernet(session, origin_of(session, parent, "derive"))
     spec = _spec_of(parent)
     target_id = asked.target or parent.target_id
     if bool(asked.budgets_ms) == (asked.points is not None):

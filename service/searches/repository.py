@@ -112,6 +112,13 @@ def targets_of(session: Session, search_id: str) -> Sequence[SearchTarget]:
     ).all()
 
 
+def origin_of(session: Session, search: Search, kind: str) -> Search:
+    """The search itself or its nearest ancestor that is of another kind."""
+    while search.kind == kind and search.parent_id is not None:
+        search = get_search(session, search.parent_id)
+    return search
+
+
 def children_of(session: Session, search_id: str, limit: int) -> Sequence[Search]:
     """The latest searches that come from one."""
     return session.scalars(

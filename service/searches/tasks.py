@@ -71,6 +71,7 @@ from service.searches.repository import (
     append_event,
     get_artifact,
     get_search,
+    origin_of,
     targets_of,
 )
 from service.searches.schedule import BATCH_SIZE, Schedule
@@ -243,7 +244,9 @@ class _Attempt:
     def _search(self, config: SearchConfig) -> SearchResult:
         """Search from where the last attempt stood, or from where this kind of search begins."""
         if self.kind == "derive":
-            return finished_search(self.space, config, self._supernet_of(self._origin("derive")))
+            with self._context.database.reading() as session:
+                origin = origin_of(session, get_search(session, self._id), "derive")
+            return finished_search(self.space, config, self._supernet_of(origin.id))
         constraints = [aim.constraint for goal in self.goals for aim in goal.aims]
         if self.spec.together == "each":  # one search serves all; it aims at the middle
             constraints = sorted(constraints, key=lambda c: c.budget)
@@ -285,14 +288,6 @@ class _Attempt:
         if begun_from is None:
             return stood_at, None
         return stood_at, WarmStart(self._supernet_of(begun_from), is_whole)
-
-    def _origin(self, kind: str) -> str:
-        """The nearest ancestor that is of another kind."""
-        with self._context.database.reading() as session:
-            search = get_search(session, self._id)
-            while search.kind == kind and search.parent_id is not None:
-                search = get_search(session, search.parent_id)
-            return search.id
 
     def _supernet_of(self, search_id: str) -> Checkpoint:
         with self._context.database.reading() as session:
