@@ -37,10 +37,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -409,31 +411,22 @@ def _timed(ask: Callable[[], None]) -> float:
 
 def time_claims(database_url: str, n: int) -> list[float]:
     """Milliseconds of `n` claims that two workers make at once, each until it is committed."""
-    spent: list[float] = []
-    errors: list[BaseException] = []
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as workers:
+        asked = [workers.submit(_claims, database_url, n // WORKERS) for _ in range(WORKERS)]
+        return [spent for each in asked for spent in each.result()]
 
-    def work(name: str) -> None:
-        database = Database(database_url)
 
-        def claim() -> None:
-            with database.transaction() as session:
-                if jobs.claim(session, name, 3600.0) is None:
-                    raise RuntimeError("nothing is left to claim")
+def _claims(database_url: str, n: int) -> list[float]:
+    database = Database(database_url)
 
-        try:
-            claim()
-            spent.extend(_timed(claim) for _ in range(n // WORKERS))
-        except BaseException as error:  # told by the thread that waits for this one
-            errors.append(error)
-        database.dispose()
+    def claim() -> None:
+        with database.transaction() as session:
+            if jobs.claim(session, f"worker {os.getpid()}", 3600.0) is None:
+                raise RuntimeError("nothing is left to claim")
 
-    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(WORKERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    claim()
+    spent = [_timed(claim) for _ in range(n)]
+    database.dispose()
     return spent
 
 

@@ -3,16 +3,19 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import groupby
 from typing import Any, Literal, TypeVar, cast
 
 from sqlalchemy import (
     CTE,
+    BindParameter,
     ColumnElement,
     CursorResult,
     FromClause,
     ScalarSelect,
     Select,
+    bindparam,
     case,
     func,
     literal_column,
@@ -110,6 +113,10 @@ def _in_queue(job: type[Job]) -> tuple[ColumnElement[bool], ...]:
     return job.status == literal_column("'queued'"), job.blocked_on.is_(None)
 
 
+def _is_running(job: type[Job]) -> tuple[ColumnElement[bool], ...]:
+    return (job.status == literal_column("'running'"),)  # likewise
+
+
 _IN_QUEUE = _in_queue(Job)
 
 
@@ -176,13 +183,12 @@ def claim(
         allot: what the worker can give to a job of these needs now; None: not enough.
     """
     now = store_time(session)
-    waiting = session.scalars(select(_distinct_in_queue(Job.needs)))
+    waiting = session.scalars(_waiting_needs())
     given = {text: allot(Needs.parse(text)) for text in waiting if text is not None}
     served = [text for text, allotment in given.items() if allotment is not None]
     for owner in _owners_in_turn(session, served, now) if served else ():
-        job = session.scalars(
-            _head(select(Job), owner, served, now).with_for_update(skip_locked=True, of=Job)
-        ).first()
+        asked = {"owner": owner, "served": served, "now": now}
+        job = session.scalars(_locked_head(), asked).first()
         if job is not None:
             allotment = given[job.needs]
             assert allotment is not None
@@ -298,7 +304,7 @@ def expired(session: Session) -> Sequence[str]:
     """The running jobs whose lease has run out."""
     now = store_time(session)
     return session.scalars(
-        select(Job.id).where(Job.status == "running", Job.lease_expires_at < now)
+        select(Job.id).where(*_is_running(Job), Job.lease_expires_at < now)
     ).all()
 
 
@@ -437,22 +443,7 @@ def positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     sought = set(job_ids)
     if not sought:
         return {}
-    alike = (Job.owner, Job.priority)
-    rank = func.row_number().over(partition_by=alike, order_by=(Job.created_at, Job.id))
-    ranked = (
-        select(
-            *(Job.id, Job.owner, Job.priority, Job.created_at),
-            (rank - 1).label("n_older"),
-            func.count().over(partition_by=alike).label("n"),
-        )
-        .where(*_IN_QUEUE)
-        .subquery()
-    )
-    found = session.execute(
-        select(ranked)
-        .where((ranked.c.n_older == 0) | ranked.c.id.in_(sought))
-        .order_by(ranked.c.priority.desc(), ranked.c.n_older)
-    ).all()
+    found = session.execute(_ranks(), {"sought": list(sought)}).all()
     shares = _shares(session)
     queues: dict[str, _OwnersQueue] = {}
     for row in found:
@@ -483,31 +474,41 @@ def position(session: Session, job: Job) -> int:
 
 def _owners_in_turn(session: Session, served: Collection[str], now: datetime) -> Sequence[str]:
     """The owners of claimable jobs of these needs, the one whose turn it is first."""
+    heads = session.scalars(_heads(), {"served": served, "now": now}).all()
+    return session.scalars(_turns(), {"heads": heads}).all()
+
+
+def _shares(session: Session) -> dict[str, tuple[int, datetime | None]]:
+    """The share of every owner in the queue; the service's own work has none."""
+    return {row[0]: (row[1], row[2]) for row in session.execute(_owners_shares())}
+
+
+# -- statements that every claim runs: to build one takes longer than to run it --------
+
+
+@cache
+def _waiting_needs() -> Select[str | None]:
+    return select(_distinct_in_queue(Job.needs))
+
+
+@cache
+def _heads() -> Select[str]:
+    """Of each owner the job that is claimed first."""
     owners = _distinct_in_queue(Job.owner)
-    head = _head(select(Job.id), owners.c.value, served, now, owners).scalar_subquery()
-    heads = session.scalars(select(head).select_from(owners)).all()
-    n_running, served_at = _share_of(Job.owner, Job)
-    return session.scalars(
-        select(Job.owner)
-        .where(Job.id.in_(heads))
-        .order_by(
-            Job.priority.desc(),
-            case((Job.owner == "", 0), else_=n_running + 1),
-            served_at.asc().nulls_first(),
-            Job.created_at,
-            Job.id,
-        )
-    ).all()
+    head = _head(select(Job.id), owners.c.value, owners).scalar_subquery()
+    return select(head).select_from(owners)
+
+
+@cache
+def _locked_head() -> Select[Job]:
+    head = _head(select(Job), bindparam("owner"))
+    return head.with_for_update(skip_locked=True, of=Job)
 
 
 def _head(
-    wanted: Select[Selected],
-    owner: ColumnElement[str] | str,
-    served: Collection[str],
-    now: datetime,
-    *around: CTE,
+    wanted: Select[Selected], owner: ColumnElement[str] | BindParameter[str], *around: CTE
 ) -> Select[Selected]:
-    """Of an owner's claimable jobs of these needs, the oldest of the most urgent ones.
+    """Of an owner's claimable jobs of the needs `served`, the oldest of the most urgent ones.
 
     Args:
         around: where the owner comes from, if that is a column.
@@ -515,18 +516,63 @@ def _head(
     other = aliased(Job)
     most_urgent = (
         select(func.max(other.priority))
-        .where(other.owner == owner, *_claimable(other, served, now))
+        .where(other.owner == owner, *_claimable(other))
         .correlate(*around)
         .scalar_subquery()
     )
-    of_owner = (Job.owner == owner, Job.priority == most_urgent, *_claimable(Job, served, now))
+    of_owner = (Job.owner == owner, Job.priority == most_urgent, *_claimable(Job))
     return wanted.where(*of_owner).order_by(Job.created_at, Job.id).limit(1).correlate(*around)
 
 
-def _claimable(
-    job: type[Job], served: Collection[str], now: datetime
-) -> tuple[ColumnElement[bool], ...]:
-    return (*_in_queue(job), job.available_at <= now, job.needs.in_(served))
+def _claimable(job: type[Job]) -> tuple[ColumnElement[bool], ...]:
+    is_served = job.needs.in_(bindparam("served", expanding=True))
+    return (*_in_queue(job), job.available_at <= bindparam("now"), is_served)
+
+
+@cache
+def _turns() -> Select[str]:
+    """The owners of these jobs in the order in which they are served."""
+    n_running, served_at = _share_of(Job.owner, Job)
+    return (
+        select(Job.owner)
+        .where(Job.id.in_(bindparam("heads", expanding=True)))
+        .order_by(
+            Job.priority.desc(),
+            case((Job.owner == "", 0), else_=n_running + 1),
+            served_at.asc().nulls_first(),
+            Job.created_at,
+            Job.id,
+        )
+    )
+
+
+@cache
+def _owners_shares() -> Select[str, int, datetime | None]:
+    owners = _distinct_in_queue(Job.owner)
+    owner = owners.c.value
+    return select(owner, *_share_of(owner, owners)).where(owner != "")
+
+
+@cache
+def _ranks() -> Select[Any]:
+    """The first of each stretch of the queue, and the jobs `sought`: how many go before them."""
+    alike = (Job.owner, Job.priority)
+    rank = func.row_number().over(partition_by=alike, order_by=(Job.created_at, Job.id))
+    ranked = (
+        select(
+            *(Job.id, Job.owner, Job.priority, Job.created_at),
+            (rank - 1).label("n_older"),
+            func.count().over(partition_by=alike).label("n"),
+        )
+        .where(*_IN_QUEUE)
+        .subquery()
+    )
+    is_sought = ranked.c.id.in_(bindparam("sought", expanding=True))
+    return (
+        select(ranked)
+        .where((ranked.c.n_older == 0) | is_sought)
+        .order_by(ranked.c.priority.desc(), ranked.c.n_older)
+    )
 
 
 def _distinct_in_queue(column: InstrumentedAttribute[str]) -> CTE:
@@ -547,21 +593,12 @@ def _share_of(
         around: where the owner comes from.
     """
     running, last = aliased(Job), aliased(Job)
-    is_running = running.status == literal_column("'running'")  # as the partial index has it
-    n_running = select(func.count()).where(running.owner == owner, is_running)
+    n_running = select(func.count()).where(running.owner == owner, *_is_running(running))
     served_at = select(func.max(last.claimed_at)).where(last.owner == owner)
     return (
         n_running.correlate(around).scalar_subquery(),
         served_at.correlate(around).scalar_subquery(),
     )
-
-
-def _shares(session: Session) -> dict[str, tuple[int, datetime | None]]:
-    """The share of every owner in the queue; the service's own work has none."""
-    owners = _distinct_in_queue(Job.owner)
-    owner = owners.c.value
-    found = session.execute(select(owner, *_share_of(owner, owners)).where(owner != ""))
-    return {row[0]: (row[1], row[2]) for row in found}
 
 
 def running_on(session: Session, workers: Collection[str]) -> Sequence[tuple[Job, JobAttempt]]:

@@ -89,17 +89,18 @@ def build_kit_files(
 
     What is wrong with `spec` is for `create` to say.
     """
-    try:
-        with database.reading() as session:
+    with database.reading() as session:
+        try:
             _, space, _ = fitted(session, account, spec)
-    except (InvalidRequestError, UnknownDatasetError, UnknownSpaceError):
-        return
-    for target_id in {budget.target for budget in spec.budgets}:
-        with database.reading() as session:
-            target = session.get(Target, target_id)
-            if target is None or active_model(session, target.id, space.digest) is not None:
-                continue
-            precision, batch = target.profile["precision"], target.profile["batch"]
+        except (InvalidRequestError, UnknownDatasetError, UnknownSpaceError):
+            return
+        asked = [session.get(Target, one) for one in {budget.target for budget in spec.budgets}]
+        forms = {
+            (target.profile["precision"], target.profile["batch"])
+            for target in asked
+            if target is not None and active_model(session, target.id, space.digest) is None
+        }
+    for precision, batch in forms:
         build_files(database, artifacts, space, precision, batch)
 
 

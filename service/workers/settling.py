@@ -119,12 +119,14 @@ class Housekeeping:
         if now < self._next:
             return
         self._next = now + _TEND_SECONDS
-        if self._is_clock_steady():
-            reap(self._database)
+        with self._database.reading() as session:  # most often there is nothing to do
+            expired = jobs.expired(session) if self._is_clock_steady(session) else ()
+            overdue = jobs.overdue(session)
+        _one_by_one(self._database, expired, _reap_one)
         if self._clock_was_set:
             self._clock_was_set = False
             self._pull_back()
-        end_overdue(self._database)
+        _one_by_one(self._database, overdue, _end_overdue_one)
         if now >= self._next_rare:
             self._next_rare = now + _TEND_RARELY_SECONDS
             with self._database.transaction() as session:
@@ -138,9 +140,8 @@ class Housekeeping:
         if n:
             _log.warning("leases of the future were shortened", n=n)
 
-    def _is_clock_steady(self) -> bool:
-        with self._database.reading() as session:
-            time_of_day = store_time(session).timestamp()
+    def _is_clock_steady(self, session: Session) -> bool:
+        time_of_day = store_time(session).timestamp()
         monotonic = time.monotonic()
         before, self._clock_zero = self._clock_zero, time_of_day - monotonic
         if before is not None and abs(self._clock_zero - before) > _STEP_SECONDS:
