@@ -74,6 +74,10 @@ def create(
     queue_minutes: Annotated[
         float | None, typer.Option(help="Until a worker begins, then it is ended.")
     ] = None,
+    stop_on_collapse: Annotated[
+        bool,
+        typer.Option("--stop-on-collapse", help="End it when next to nothing is left to choose."),
+    ] = False,
     gpus: Gpus = 0,
     label: Labels = None,
     tag: TagsGiven = None,
@@ -86,7 +90,12 @@ def create(
     json: Json = False,
 ) -> None:
     """Queue a search."""
-    limits = {"wall_minutes": wall_minutes, "gpu_hours": gpu_hours, "queue_minutes": queue_minutes}
+    limits = {
+        "wall_minutes": wall_minutes,
+        "gpu_hours": gpu_hours,
+        "queue_minutes": queue_minutes,
+        "stop_on_collapse": stop_on_collapse or None,
+    }
     optional = {"together": together, "train_epochs": train_epochs, "warm_start": warm_start}
     spec = {
         **_aims(target, budget_ms),

@@ -167,6 +167,8 @@ def compare(
         ("accuracy", *(accuracy(item) for item in found.items)),
     ]
     print_table(["", *(item.id for item in found.items)], rows)
+    if found.agreement is not None:
+        print_text(f"Their networks decide {found.agreement:.0%} of the slots alike.")
     return None
 
 

@@ -16,6 +16,7 @@ from service.searches.models import Search
 from service.searches.schemas import (
     STOPPING,
     AttemptRead,
+    Comparison,
     SearchCreate,
     SearchRead,
     StatusReason,
@@ -151,3 +152,27 @@ def _finish(search: Search, position: int | None) -> datetime | None:
         )
     ends = search.phase_since + timedelta(seconds=expected[search.phase])
     return max(utc_now(), ends) + timedelta(seconds=later)
+
+
+# -- side by side ----------------------------------------------------------------------
+
+
+def compared(items: list[SearchRead]) -> Comparison:
+    """Searches side by side."""
+    specs = [item.spec.model_dump() for item in items]
+    differs = {
+        name: [spec[name] for spec in specs]
+        for name in specs[0]
+        if any(spec[name] != specs[0][name] for spec in specs)
+    }
+    return Comparison(items=items, differs=differs, agreement=_agreement(items))
+
+
+def _agreement(items: list[SearchRead]) -> float | None:
+    found = [item.result.network.architecture for item in items if item.result is not None]
+    spaces = {item.spec.search_space for item in items}
+    if len(found) < len(items) or len(spaces) > 1:
+        return None
+    space = get_space(spaces.pop())
+    decided = zip(*(space.parse(text).choices for text in found), strict=True)
+    return sum(len(set(choices)) == 1 for choices in decided) / len(space.slots)

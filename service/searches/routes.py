@@ -27,7 +27,7 @@ from service.schemas import Name, Page, Request, Text, next_cursor
 from service.searches import creation, lifecycle
 from service.searches.models import Search
 from service.searches.preflight import preflight
-from service.searches.reading import read_search, read_searches
+from service.searches.reading import compared, read_search, read_searches
 from service.searches.repository import SearchFilter, get_seen, list_searches
 from service.searches.schemas import (
     BulkAction,
@@ -206,14 +206,7 @@ def compare(
 ) -> Comparison:
     """Two to six searches side by side, and what their specs do not share."""
     found = [get_seen(session, one, viewer) for one in ids]
-    items = read_searches(session, found, settings)
-    specs = [item.spec.model_dump() for item in items]
-    differs = {
-        name: [spec[name] for spec in specs]
-        for name in specs[0]
-        if any(spec[name] != specs[0][name] for spec in specs)
-    }
-    return Comparison(items=items, differs=differs)
+    return compared(read_searches(session, found, settings))
 
 
 @router.post("/bulk")

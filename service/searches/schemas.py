@@ -68,7 +68,7 @@ class TargetBudget(Request):
 
 
 class Limits(Request):
-    """When a search is ended, whatever it has reached. None: never."""
+    """When a search is ended early. None: never."""
 
     wall_minutes: Annotated[float, Field(gt=0.0, le=_TEN_YEARS_MINUTES)] | None = Field(
         default=None, description="Of running; waiting in the queue is not counted."
@@ -76,6 +76,10 @@ class Limits(Request):
     gpu_hours: Annotated[float, Field(gt=0.0, le=_TEN_YEARS_MINUTES / 60.0)] | None = None
     queue_minutes: Annotated[float, Field(gt=0.0, le=_TEN_YEARS_MINUTES)] | None = Field(
         default=None, description="Until a worker first begins."
+    )
+    stop_on_collapse: bool = Field(
+        default=False,
+        description="When what is likely to be chosen computes next to nothing any more.",
     )
 
 
@@ -502,6 +506,10 @@ class Comparison(Resource):
     object: Literal["comparison"] = "comparison"
     items: list[SearchRead]
     differs: dict[str, list[Any]]
+    agreement: float | None = Field(
+        description="The share of slots that all their networks decide alike; null where they "
+        "are of several spaces, or one has no network. Between seeds it tells how far to trust one."
+    )
 
 
 class ArchitectureRead(NetworkResult):

@@ -510,8 +510,9 @@ class _Attempt:
                     self._checkpoints.save(checkpoint_name, checkpoint)
                 case Progress() as progress:
                     self._report_progress(progress)
-                case Notice(code, text):
-                    self._warn(code, text)
+                case Notice() as notice:
+                    self._warn(notice.code, notice.text)
+                    self._limit.heed(notice)
 
         return report
 
@@ -702,10 +703,8 @@ class _Attempt:
             cancelled = search.status == "cancelling"
         if cancelled:
             self.end("cancelled", "user_cancelled", "Cancelled.")
-        elif self._limit.text is not None:
-            self.end(
-                "failed", "time_limit", f"{self._limit.text}. `extend` goes on from where it stood."
-            )
+        elif (reason := self._limit.reason) is not None:
+            self.end("failed", *reason)
         else:
             return False
         return True

@@ -79,7 +79,17 @@ def test_every_option_of_a_search_is_in_its_spec(tailor_json, aim, ended):
         *("search", "create", *aim, "--epochs", 8, "--train-epochs", 2, "--seed", 3),
         *("--algorithm", "gumbel", "--no-random-baseline", "--no-hand-made-baseline"),
         *("--warm-start", start["id"], "--priority", 7, "--wall-minutes", 5, "--gpu-hours", 1),
-        *("--queue-minutes", 60, "--gpus", 1, "--label", "gpu_model=H*", "--tag", "team=edge"),
+        *(
+            "--queue-minutes",
+            60,
+            "--stop-on-collapse",
+            "--gpus",
+            1,
+            "--label",
+            "gpu_model=H*",
+            "--tag",
+            "team=edge",
+        ),
     )
     assert made["spec"] == {
         **start["spec"],
@@ -91,7 +101,12 @@ def test_every_option_of_a_search_is_in_its_spec(tailor_json, aim, ended):
         "hand_made_baseline": False,
         "warm_start": start["id"],
         "priority": 7,
-        "limits": {"wall_minutes": 5.0, "gpu_hours": 1.0, "queue_minutes": 60.0},
+        "limits": {
+            "wall_minutes": 5.0,
+            "gpu_hours": 1.0,
+            "queue_minutes": 60.0,
+            "stop_on_collapse": True,
+        },
         "worker": {"gpus": 1, "memory_bytes": None, "labels": {"gpu_model": "H*"}},
         "tags": {"team": "edge"},
     }
@@ -264,9 +279,17 @@ def test_searches_are_compared_side_by_side(tailor, tailor_json, ended):
     ids = [ended(seed=seed)["id"] for seed in (1, 2)]
     assert tailor_json("search", "compare", *ids)["differs"] == {"seed": [1, 2]}
     shown = tailor("search", "compare", *ids).out
-    for told in (*ids, "seed", "0.021 ms", "0.9000"):
+    for told in (*ids, "seed", "0.021 ms", "0.9000", "decide 100% of the slots alike"):
         assert told in shown
     assert tailor("search", "compare", ids[0]).status == 2
+
+
+def test_seeds_agree_in_as_many_slots_as_they_decide_alike(tailor_json, ended):
+    other = {**NETWORK, "architecture": NETWORK["architecture"].replace("k3e1c24", "k5e6c24", 1)}
+    ids = [ended(seed=1)["id"], ended({**RESULT, "network": other}, seed=2)["id"]]
+    assert tailor_json("search", "compare", *ids)["agreement"] == 5 / 6
+    lost = ended(None, status="failed")["id"]
+    assert tailor_json("search", "compare", ids[0], lost)["agreement"] is None
 
 
 def test_a_front_is_a_picture_and_a_table(tailor, tailor_json, ended):
