@@ -533,6 +533,7 @@ def test_an_extension_has_more_epochs_or_other_limits(api, parent):
     assert (more.json()["kind"], more.json()["parent"]) == ("extend", parent["id"])
     assert more.json()["spec"] == {**parent["spec"], "epochs": 12}
     limits = {"wall_minutes": 5.0, "gpu_hours": None, "queue_minutes": None}
+    limits["stop_on_collapse"] = False
     longer = post(api.http, parent, "extend", {"limits": limits}).json()
     assert longer["spec"] == {**parent["spec"], "limits": limits}
     assert longer["latency_model"] == parent["latency_model"]
