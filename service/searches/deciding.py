@@ -20,6 +20,9 @@ HEADROOM = 0.015
 """A decoded network is only trained when it measures this far under the budget, relative;
 the final file is measured later, on a device that may have drifted by a percent."""
 
+_BEYOND_DRIFT = 0.005
+"""Headroom beyond the drift that a final file has shown."""
+
 MAX_DECODES = 12
 
 SPENT = 0.01
@@ -51,14 +54,9 @@ class Aim:
     batch: int
 
     @property
-    def wanted_ms(self) -> float:
-        """What a network should measure, so that its final file is surely within the budget."""
-        return self.budget_ms * (1.0 - HEADROOM)
-
-    @property
     def first_limit_ms(self) -> float:
         """The largest prediction that should measure under the budget with some headroom."""
-        return min(self.model.largest_within(self.budget_ms), self.wanted_ms)
+        return min(self.model.largest_within(self.budget_ms), self.budget_ms * (1.0 - HEADROOM))
 
     @property
     def constraint(self) -> Constraint:
@@ -100,6 +98,7 @@ class Decider:
     ) -> None:
         self._goal, self._found, self._probe, self._log = goal, found, probe, log
         self.measured: dict[Architecture, Sequence[Measurement]] = {}  # the latest of each
+        self._headroom = HEADROOM
         self._n_decodes = 0
 
     @property
@@ -142,16 +141,32 @@ class Decider:
                 n_refined, limits = n_refined + 1, self._corrected(recent, fitting[1])
         return fitting[1:] if fitting else (self._last_resort(), limits)
 
+    def failed(
+        self, child: Architecture, certified: Sequence[Measurement], limits: Limits
+    ) -> Limits:
+        """Limits that exclude a network whose final file measured over a budget.
+
+        As much as it was slower than when it was probed, others will be: their headroom
+        grows, because every network that fails so was trained for nothing.
+        """
+        drift = max(
+            after.latency_ms / before.latency_ms - 1.0
+            for before, after in zip(self.measured[child], certified, strict=True)
+        )
+        self._headroom = max(self._headroom, drift + _BEYOND_DRIFT)
+        self.measured[child] = certified
+        return self.tightened(child, limits)
+
     def tightened(self, child: Architecture, limits: Limits) -> Limits:
         """Limits that exclude `child` and correct for what the models underestimated."""
         lowered = []
         for aim, measured, limit in zip(self._goal.aims, self.measured[child], limits, strict=True):
-            predicted_ms = aim.latency.exact(child)
-            corrected_ms = aim.wanted_ms * predicted_ms / measured.latency_ms
-            over = measured.latency_ms > aim.wanted_ms
+            predicted_ms, wanted_ms = aim.latency.exact(child), self._wanted_ms(aim)
+            corrected_ms = wanted_ms * predicted_ms / measured.latency_ms
+            over = measured.latency_ms > wanted_ms
             lowered.append(min(corrected_ms, predicted_ms * (1.0 - 1e-6)) if over else limit)
         if tuple(lowered) == limits:  # it failed by its final file alone
-            return tuple(limit * (1.0 - HEADROOM) for limit in limits)
+            return tuple(limit * (1.0 - self._headroom) for limit in limits)
         return tuple(lowered)
 
     def nearest(self) -> Architecture:
@@ -161,7 +176,11 @@ class Decider:
     def _excess(self, child: Architecture) -> float:
         """What it measures over what it should, at the worst of the aims."""
         pairs = zip(self._goal.aims, self.measured[child], strict=True)
-        return max(measured.latency_ms / aim.wanted_ms for aim, measured in pairs)
+        return max(measured.latency_ms / self._wanted_ms(aim) for aim, measured in pairs)
+
+    def _wanted_ms(self, aim: Aim) -> float:
+        """What a network should measure, so that its final file is surely within the budget."""
+        return aim.budget_ms * (1.0 - self._headroom)
 
     def _over_budget(self, child: Architecture) -> float:
         pairs = zip(self._goal.aims, self.measured[child], strict=True)
@@ -187,7 +206,7 @@ class Decider:
                 math.log(self.measured[child][place].latency_ms / aim.latency.exact(child))
                 for child in children
             ]
-            corrected_ms = aim.wanted_ms / math.exp(fmean(errors))
+            corrected_ms = self._wanted_ms(aim) / math.exp(fmean(errors))
             limits.append(max(corrected_ms, aim.latency.exact(fitting)))
         return tuple(limits)
 

@@ -323,12 +323,11 @@ class _Attempt:
             deployed = {form: self._deployed(network, form) for form in _forms(goal)}
             self._enter("verifying")
             measured = self._measure(goal, child, deployed, "certificate")
-            decider.measured[child] = measured
             within = zip(measured, goal.aims, strict=True)
             if all(m.latency_ms <= aim.budget_ms for m, aim in within):
                 right = self._right(network, goal.aims[0], deployed)
                 return _Answer(child, network, deployed, right, measured)
-            limits = decider.tightened(child, limits)
+            limits = decider.failed(child, measured, limits)
 
     def _miss(self, decider: Decider) -> _Miss:
         """What comes nearest to a goal; a device that was busy has not said that none meets it."""
