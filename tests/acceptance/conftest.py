@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from service.settings import Settings
 
@@ -34,6 +35,15 @@ def process(home: Path, *words: str, lease_seconds: float, **options) -> Iterato
         started.wait(_END_SECONDS)
         if started.stdout is not None:
             started.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For networks so small that a second thread gains nothing, and loses on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

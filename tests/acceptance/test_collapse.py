@@ -1,21 +1,12 @@
 """A search that has nothing left to choose is told of, and ended early if it is to be."""
 
 import pytest
-import torch
 
 from service.searches.tasks import run_search_job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SPACE = "nasbench201_n1_r8_i1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from search_core.space.presets import get_space
 from search_core.space.space import Architecture
@@ -12,19 +11,10 @@ from service.latency_models.repository import active_model
 from service.searches.deciding import HEADROOM
 from service.searches.tasks import run_search_job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 Stopwatch = Callable[[dict, float], float]
 """What a device takes for a task, given what its latency model says."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Networks this small gain nothing from a second thread, and lose on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run_search(

@@ -1,7 +1,6 @@
 """A search serves its target in the target's own form: precision, batch, and what it needs next."""
 
 import pytest
-import torch
 from onnx import load_from_string
 from sqlalchemy import select, update
 
@@ -9,18 +8,9 @@ from search_core.space.presets import get_space
 from service.measurements.models import MeasurementTask
 from service.searches.tasks import run_search_job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ALONE = {"random_baseline": False, "hand_made_baseline": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Networks this small gain nothing from a second thread, and lose on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def measured_device(api, **profile):
