@@ -29,11 +29,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# three processes, since most tests wait, each a file of tests at a time; ARGS="-n 0" for one.
+# two processes, since most tests wait, each a file of tests at a time; ARGS="-n 0" for one.
 # Their threads would only fight for the cores
 unit: export OMP_NUM_THREADS = 1
 unit: setup .venv/browser
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # the browser tests need one: any that is here, else Debian's, else Playwright's own
 .venv/browser: .venv/installed
