@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from search_core.costs import SeparableCost, lookup, macs_cost, parameter_cost, peak_activation_cost
@@ -46,6 +46,9 @@ floats = st.floats(0.0, 100.0)
 integers = st.integers(0, 4)  # many ties
 
 WIDTHS = st.sampled_from([(64, None), (1, None), (1, 2, None)])
+
+ALIKE = [[0], [0, 0, 0, 1], [3, 0], [1, 0]]
+"""Utilities of which two choices are the best, and of one cost where these are the costs, too."""
 """What approximate passes keep; problems as small as these never fill the real ones."""
 
 
@@ -105,6 +108,7 @@ def test_the_k_best_are_those_of_brute_force(problem, k, widths):
 
 
 @settings(deadline=None, max_examples=150)
+@example((ALIKE, [Limit([[0], [0, 0, 0, 1], [0, 0], [1, 0]], 8.0, 7.0)], []), (1, None))
 @given(problems(integers, (1, 1)), WIDTHS)
 def test_under_one_limit_equals_come_by_rising_cost(problem, widths):
     utilities, limits, _ = problem
@@ -117,7 +121,7 @@ def test_under_one_limit_equals_come_by_rising_cost(problem, widths):
     key = lambda c: (-total(utilities, c), total(limit.costs, c))  # noqa: E731
     expected = sorted(map(key, brute_force(utilities, limits, [], ROUNDING)))
     assert list(map(key, found)) == expected[:4]
-    assert decode(utilities, limits) == found[0]
+    assert key(decode(utilities, limits)) == key(found[0])  # which of two alike is not promised
 
 
 @settings(deadline=None, max_examples=150)
