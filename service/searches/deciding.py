@@ -30,7 +30,7 @@ SPENT = 0.01
 
 UNSPENT = 0.015
 REFINEMENTS = 6
-"""How many more networks are tried while the best leaves more than `UNSPENT` unspent."""
+"""How many more networks are tried in all while the best leaves more than `UNSPENT` unspent."""
 
 Limits = tuple[float, ...]
 """In ms by the latency models, one an aim."""
@@ -99,7 +99,7 @@ class Decider:
         self._goal, self._found, self._probe, self._log = goal, found, probe, log
         self.measured: dict[Architecture, Sequence[Measurement]] = {}  # the latest of each
         self._headroom = HEADROOM
-        self._n_decodes = 0
+        self._n_decodes = self._n_refined = 0
 
     @property
     def first_limits(self) -> Limits:
@@ -117,7 +117,7 @@ class Decider:
             BudgetUnreachableError: not even the fastest network measures under the budgets.
         """
         fitting: tuple[float, Architecture, Limits] | None = None
-        n_refined, recent = 0, deque[Architecture](maxlen=2)
+        recent = deque[Architecture](maxlen=2)
         while self._n_decodes < MAX_DECODES:
             child = decode(self._found, self._goal, limits)
             if fitting is not None:
@@ -135,10 +135,11 @@ class Decider:
                 fitting = excess, child, limits
             if fitting is None:
                 limits = self.tightened(child, limits)
-            elif n_refined == REFINEMENTS or fitting[0] >= 1.0 - UNSPENT:
+            elif self._n_refined == REFINEMENTS or fitting[0] >= 1.0 - UNSPENT:
                 break
             else:
-                n_refined, limits = n_refined + 1, self._corrected(recent, fitting[1])
+                self._n_refined += 1
+                limits = self._corrected(recent, fitting[1])
         return fitting[1:] if fitting else (self._last_resort(), limits)
 
     def failed(
@@ -211,13 +212,14 @@ class Decider:
         return tuple(limits)
 
     def _last_resort(self) -> Architecture:
-        """The slowest network that measured within the budgets themselves, headroom or not."""
+        """Of those that measured within the budgets, the largest with headroom or the safest."""
         within = [child for child in self.measured if self._over_budget(child) <= 1.0]
         if not within:
             aim = self._goal.aims[0]
             nearest_ms = min(measured[0].latency_ms for measured in self.measured.values())
             raise BudgetUnreachableError(aim.budget_ms, nearest_ms)
-        return max(within, key=self._goal.spent)
+        kept = [child for child in within if self._excess(child) <= 1.0]
+        return max(kept, key=self._goal.spent) if kept else min(within, key=self._excess)
 
     def _line(self, child: Architecture, limits: Limits) -> dict[str, Any]:
         rows = [

@@ -120,13 +120,15 @@ class Housekeeping:
             return
         self._next = now + _TEND_SECONDS
         with self._database.reading() as session:  # most often there is nothing to do
-            expired = jobs.expired(session) if self._is_clock_steady(session) else ()
-            overdue = jobs.overdue(session)
-        _one_by_one(self._database, expired, _reap_one)
+            is_any_lost = self._is_clock_steady(session) and bool(jobs.expired(session))
+            is_any_late = bool(jobs.overdue(session))
+        if is_any_lost:
+            reap(self._database)
         if self._clock_was_set:
             self._clock_was_set = False
             self._pull_back()
-        _one_by_one(self._database, overdue, _end_overdue_one)
+        if is_any_late:
+            end_overdue(self._database)
         if now >= self._next_rare:
             self._next_rare = now + _TEND_RARELY_SECONDS
             with self._database.transaction() as session:
